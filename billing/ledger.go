@@ -1,0 +1,191 @@
+package billing
+
+import (
+	"context"
+	"crypto/rand"
+	"database/sql"
+	"encoding/hex"
+	"errors"
+	"fmt"
+
+	"enlarger/db"
+)
+
+// ErrInsufficient means that the account's available credits do not cover the amount.
+var ErrInsufficient = errors.New("insufficient credits")
+
+// ErrHoldEnded means that the job's hold was confirmed or released already: the caller lost a race it should have been fenced from.
+var ErrHoldEnded = errors.New("the hold has ended")
+
+// Ledger reads and grants credits. The steps of a job (Reserve, Confirm, Release) are functions on the job's own transaction.
+type Ledger struct {
+	db *db.DB
+}
+
+// NewLedger makes a ledger on the database.
+func NewLedger(d *db.DB) *Ledger { return &Ledger{db: d} }
+
+// Balance is an account's credits. Granted = Balance + Frozen + Used, always.
+type Balance struct {
+	Balance Millicredits `json:"balance"`
+	Used    Millicredits `json:"used"`
+	Frozen  Millicredits `json:"frozen"`
+}
+
+// Balance reads an account's credits; sql.ErrNoRows when there is no such account.
+func (l *Ledger) Balance(ctx context.Context, accountID string) (Balance, error) {
+	var posted int64
+	var b Balance
+	err := l.db.QueryRowContext(ctx, `SELECT posted, frozen, used FROM accounts WHERE id = $1`, accountID).Scan(&posted, &b.Frozen, &b.Used)
+	if err != nil {
+		return Balance{}, fmt.Errorf("read balance: %w", err)
+	}
+	b.Balance = Millicredits(posted) - b.Frozen
+	return b, nil
+}
+
+// Grant adds credits to an account, or takes available ones away when the amount is negative. reference makes it safe to
+// repeat: a second grant with the same reference changes nothing; "" makes a new one.
+func (l *Ledger) Grant(ctx context.Context, accountID string, amount Millicredits, reference, note string) error {
+	if amount == 0 || amount > maxAmount || amount < -maxAmount {
+		return fmt.Errorf("grant: amount must be between -%v and %v credits and not 0", maxAmount, maxAmount)
+	}
+	if reference == "" {
+		reference = "grant_" + randomHex()
+	}
+	return l.db.InTx(ctx, func(tx *sql.Tx) error {
+		added, err := addEntry(ctx, tx, entry{account: accountID, hold: reference, step: "grant", posted: amount, note: note})
+		if err != nil || !added {
+			return err
+		}
+		return changeOne(ctx, tx, ErrInsufficient,
+			`UPDATE accounts SET posted = posted + $2 WHERE id = $1 AND posted + $2 >= frozen`, accountID, amount)
+	})
+}
+
+// Reserve freezes the amount for the job and returns the amount held. A job that holds credits already keeps that hold
+// and its amount: the first measured price stays. It returns ErrInsufficient or ErrHoldEnded.
+func Reserve(ctx context.Context, tx *sql.Tx, jobID, accountID string, amount Millicredits) (Millicredits, error) {
+	held, state, err := readHold(ctx, tx, jobID)
+	switch {
+	case err != nil:
+		return 0, err
+	case state == "held":
+		return held, nil
+	case state != "":
+		return 0, ErrHoldEnded
+	}
+	if _, err := tx.ExecContext(ctx, `INSERT INTO holds (job_id, account_id, amount, state, created_at) VALUES ($1, $2, $3, 'held', now_micros())`,
+		jobID, accountID, amount); err != nil {
+		return 0, fmt.Errorf("insert hold: %w", err)
+	}
+	if _, err := addEntry(ctx, tx, entry{account: accountID, hold: jobID, step: "reserve", frozen: amount}); err != nil {
+		return 0, err
+	}
+	err = changeOne(ctx, tx, ErrInsufficient,
+		`UPDATE accounts SET frozen = frozen + $2 WHERE id = $1 AND posted - frozen >= $2`, accountID, amount)
+	return amount, err
+}
+
+func readHold(ctx context.Context, tx *sql.Tx, jobID string) (amount Millicredits, state string, err error) {
+	err = tx.QueryRowContext(ctx, `SELECT amount, state FROM holds WHERE job_id = $1`, jobID).Scan(&amount, &state)
+	if errors.Is(err, sql.ErrNoRows) {
+		return 0, "", nil
+	}
+	if err != nil {
+		return 0, "", fmt.Errorf("read hold: %w", err)
+	}
+	return amount, state, nil
+}
+
+// Confirm turns the job's hold into a charge. ErrHoldEnded when there is no open hold.
+func Confirm(ctx context.Context, tx *sql.Tx, jobID string) (Millicredits, error) {
+	account, amount, err := endHold(ctx, tx, jobID, "confirmed")
+	if err != nil {
+		return 0, err
+	}
+	if _, err := addEntry(ctx, tx, entry{account: account, hold: jobID, step: "confirm", posted: -amount, frozen: -amount, used: amount}); err != nil {
+		return 0, err
+	}
+	return amount, changeOne(ctx, tx, ErrHoldEnded,
+		`UPDATE accounts SET posted = posted - $2, frozen = frozen - $2, used = used + $2 WHERE id = $1`, account, amount)
+}
+
+// Release gives the job's frozen credits back. A job that holds nothing, or whose hold was released already, is no error:
+// 0 is released.
+func Release(ctx context.Context, tx *sql.Tx, jobID string) (Millicredits, error) {
+	account, amount, err := endHold(ctx, tx, jobID, "released")
+	if errors.Is(err, ErrHoldEnded) {
+		if _, state, err := readHold(ctx, tx, jobID); err != nil || state == "confirmed" {
+			return 0, errors.Join(err, ErrHoldEnded)
+		}
+		return 0, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	if _, err := addEntry(ctx, tx, entry{account: account, hold: jobID, step: "release", frozen: -amount}); err != nil {
+		return 0, err
+	}
+	return amount, changeOne(ctx, tx, ErrHoldEnded, `UPDATE accounts SET frozen = frozen - $2 WHERE id = $1`, account, amount)
+}
+
+// endHold moves an open hold to its last state: the conditional UPDATE is what lets it happen once.
+func endHold(ctx context.Context, tx *sql.Tx, jobID, state string) (account string, amount Millicredits, err error) {
+	err = tx.QueryRowContext(ctx,
+		`UPDATE holds SET state = $2, ended_at = now_micros() WHERE job_id = $1 AND state = 'held' RETURNING account_id, amount`,
+		jobID, state).Scan(&account, &amount)
+	if errors.Is(err, sql.ErrNoRows) {
+		return "", 0, ErrHoldEnded
+	}
+	if err != nil {
+		return "", 0, fmt.Errorf("end hold: %w", err)
+	}
+	return account, amount, nil
+}
+
+type entry struct {
+	account, hold, step  string
+	posted, frozen, used Millicredits
+	note                 string
+}
+
+// addEntry writes one line of the ledger; false when the hold has that step already.
+func addEntry(ctx context.Context, tx *sql.Tx, e entry) (added bool, err error) {
+	result, err := tx.ExecContext(ctx, `INSERT INTO entries (id, account_id, hold_id, step, posted, frozen, used, note, created_at)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, now_micros()) ON CONFLICT (hold_id, step) DO NOTHING`,
+		"ent_"+randomHex(), e.account, e.hold, e.step, e.posted, e.frozen, e.used, e.note)
+	if err != nil {
+		return false, fmt.Errorf("insert %s entry: %w", e.step, err)
+	}
+	n, err := result.RowsAffected()
+	if err != nil {
+		return false, fmt.Errorf("insert %s entry: %w", e.step, err)
+	}
+	if n == 0 && e.step != "grant" {
+		return false, ErrHoldEnded
+	}
+	return n == 1, nil
+}
+
+// changeOne runs an UPDATE that must change one row; otherwise it returns none.
+func changeOne(ctx context.Context, tx *sql.Tx, none error, query string, args ...any) error {
+	result, err := tx.ExecContext(ctx, query, args...)
+	if err != nil {
+		return fmt.Errorf("update account: %w", err)
+	}
+	n, err := result.RowsAffected()
+	if err != nil {
+		return fmt.Errorf("update account: %w", err)
+	}
+	if n != 1 {
+		return none
+	}
+	return nil
+}
+
+func randomHex() string {
+	b := make([]byte, 16)
+	rand.Read(b) //nolint:errcheck // crypto/rand.Read never fails
+	return hex.EncodeToString(b)
+}

@@ -1,0 +1,223 @@
+package job
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"enlarger/billing"
+	"enlarger/db"
+	"enlarger/engine"
+)
+
+// Claim makes a queued, due job the caller's: status processing, phase uploading, fence + 1, a lease by the database's clock.
+// It returns ErrStale when there is nothing to claim: someone else has the job, it is over, or it is not due yet.
+func (s *Store) Claim(ctx context.Context, id, worker string, lease time.Duration) (Job, error) {
+	j, err := scan(s.db.QueryRowContext(ctx, `UPDATE jobs AS j SET status = 'processing', phase = 'uploading', progress = 0, fence = fence + 1,
+			worker = $2, lease_until = now_micros() + $3, started_at = CASE WHEN started_at = 0 THEN now_micros() ELSE started_at END
+		WHERE j.id = $1 AND j.status = 'queued' AND j.run_at <= now_micros() RETURNING `+columns, id, worker, lease.Microseconds()))
+	if errors.Is(err, ErrNotFound) {
+		return Job{}, ErrStale
+	}
+	return j, err
+}
+
+// Heartbeat carries lease, phase and progress in one UPDATE. progress never falls within a run and stays below 100 until the job has
+// succeeded. ErrStale means that the job is no longer the caller's.
+func (s *Store) Heartbeat(ctx context.Context, id string, fence int64, phase Phase, progress int, lease time.Duration) error {
+	return changeOne(ctx, s.db, `UPDATE jobs SET lease_until = now_micros() + $3, phase = $4,
+			progress = CASE WHEN progress > $5 THEN progress ELSE $5 END
+		WHERE id = $1 AND fence = $2 AND status = 'processing'`, id, fence, lease.Microseconds(), phase, min(max(progress, 0), 99))
+}
+
+// SourceStored notes that the source is in the bucket, and enters phase syncing.
+func (s *Store) SourceStored(ctx context.Context, id string, fence, size int64) error {
+	return changeOne(ctx, s.db, `UPDATE jobs SET source_ready = TRUE, source_size = $3, phase = 'syncing'
+		WHERE id = $1 AND fence = $2 AND status = 'processing'`, id, fence, size)
+}
+
+// Reserve freezes the price and enters phase processing in one transaction. Errors: ErrStale, billing.ErrInsufficient.
+func (s *Store) Reserve(ctx context.Context, id string, fence int64, price billing.Millicredits) (billing.Millicredits, error) {
+	var held billing.Millicredits
+	err := s.db.InTx(ctx, func(tx *sql.Tx) error {
+		var account string
+		err := tx.QueryRowContext(ctx, `UPDATE jobs SET phase = 'processing', progress = 0
+			WHERE id = $1 AND fence = $2 AND status = 'processing' RETURNING account_id`, id, fence).Scan(&account)
+		if errors.Is(err, sql.ErrNoRows) {
+			return ErrStale
+		}
+		if err != nil {
+			return fmt.Errorf("enter phase processing: %w", err)
+		}
+		held, err = billing.Reserve(ctx, tx, id, account, price)
+		return err
+	})
+	return held, err
+}
+
+// Succeed ends the run: the result becomes visible, the hold is confirmed and the account's place is free, in one transaction.
+// discard names objects of earlier fences to be removed. A lost COMMIT answer is resolved by reading the row. ErrStale: not the caller's any more.
+func (s *Store) Succeed(ctx context.Context, id string, fence int64, object string, out engine.Output, discard []string) error {
+	result, err := json.Marshal(out)
+	if err != nil {
+		return fmt.Errorf("encode result: %w", err)
+	}
+	return s.settle(ctx, id, fence, Succeeded, func(tx *sql.Tx) error {
+		ended, err := endRow(ctx, tx, `UPDATE jobs SET status = 'succeeded', phase = '', progress = 100, lease_until = 0, worker = '',
+				result_object = $3, result = $4, finished_at = now_micros(), finished_fence = fence
+			WHERE id = $1 AND fence = $2 AND status = 'processing' RETURNING `+endedColumns, id, fence, object, string(result))
+		if err != nil {
+			return err
+		}
+		if _, err := billing.Confirm(ctx, tx, id); err != nil {
+			return err
+		}
+		if err := addGarbage(ctx, tx, lostFenceGrace, discard...); err != nil {
+			return err
+		}
+		return freePlace(ctx, tx, ended)
+	})
+}
+
+// Fail ends the run with what the client is told, and releases the hold. ErrStale: not the caller's any more.
+func (s *Store) Fail(ctx context.Context, id string, fence int64, f *engine.Failure) error {
+	return s.settle(ctx, id, fence, Failed, func(tx *sql.Tx) error {
+		return failRow(ctx, tx, `id = $1 AND fence = $2 AND status = 'processing'`, f, id, fence)
+	})
+}
+
+// failRow fails the rows of a condition whose arguments are the first two parameters.
+func failRow(ctx context.Context, tx *sql.Tx, condition string, f *engine.Failure, id string, fence int64) error {
+	ended, err := endRow(ctx, tx, `UPDATE jobs SET status = 'failed', phase = '', lease_until = 0, worker = '', error_code = $3, error_message = $4,
+			finished_at = now_micros(), finished_fence = fence WHERE `+condition+` RETURNING `+endedColumns, id, fence, f.Code, f.Message)
+	if err != nil {
+		return err
+	}
+	return ended.undo(ctx, tx)
+}
+
+// Retry gives a run that failed for no fault of the client back to the queue, due after delay; the failure counts. When the budget is used up
+// the job fails with giveUp and is refunded: final is then true. ErrStale: not the caller's any more.
+func (s *Store) Retry(ctx context.Context, id string, fence int64, delay time.Duration, budget int64, giveUp *engine.Failure) (dispatch int64, final bool, err error) {
+	const mine = `id = $1 AND fence = $2 AND status = 'processing'`
+	return s.requeue(ctx, mine, id, fence, delay, budget, giveUp)
+}
+
+// Expire gives a run whose lease has ended back to the queue, or fails it when the budget is used up. ErrStale: the lease is good, or the row has moved on.
+func (s *Store) Expire(ctx context.Context, id string, fence, budget int64, giveUp *engine.Failure) (dispatch int64, final bool, err error) {
+	const lost = `id = $1 AND fence = $2 AND status = 'processing' AND lease_until < now_micros()`
+	return s.requeue(ctx, lost, id, fence, 0, budget, giveUp)
+}
+
+func (s *Store) requeue(ctx context.Context, condition, id string, fence int64, delay time.Duration, budget int64, giveUp *engine.Failure) (dispatch int64, final bool, err error) {
+	err = s.db.InTx(ctx, func(tx *sql.Tx) error {
+		err := tx.QueryRowContext(ctx, backToQueue+`, failures = failures + 1, run_at = now_micros() + $3
+			WHERE `+condition+` AND failures + 1 < $4 RETURNING dispatch`, id, fence, delay.Microseconds(), budget).Scan(&dispatch)
+		if err == nil {
+			final = false
+			return nil
+		}
+		if !errors.Is(err, sql.ErrNoRows) {
+			return fmt.Errorf("give job back: %w", err)
+		}
+		final = true
+		return failRow(ctx, tx, condition, giveUp, id, fence)
+	})
+	return dispatch, final, err
+}
+
+const backToQueue = `UPDATE jobs SET status = 'queued', phase = '', progress = 0, lease_until = 0, worker = '',
+	dispatch = dispatch + 1, dispatched_at = now_micros()`
+
+// Yield gives a run back to the queue because its worker is going away; nothing counts as a failure. ErrStale: not the caller's any more.
+func (s *Store) Yield(ctx context.Context, id string, fence int64) (dispatch int64, err error) {
+	err = s.db.QueryRowContext(ctx, backToQueue+`, run_at = now_micros() WHERE id = $1 AND fence = $2 AND status = 'processing' RETURNING dispatch`, id, fence).Scan(&dispatch)
+	if errors.Is(err, sql.ErrNoRows) {
+		return 0, ErrStale
+	}
+	if err != nil {
+		return 0, fmt.Errorf("yield job: %w", err)
+	}
+	return dispatch, nil
+}
+
+// settle runs a transaction that ends the run. When the answer to COMMIT is lost, the row tells whether it happened.
+func (s *Store) settle(ctx context.Context, id string, fence int64, want Status, f func(tx *sql.Tx) error) error {
+	err := s.db.InTx(ctx, f)
+	if !errors.Is(err, db.ErrUncertain) {
+		return err
+	}
+	var status Status
+	var finished int64
+	if readErr := s.db.QueryRowContext(ctx, `SELECT status, finished_fence FROM jobs WHERE id = $1`, id).Scan(&status, &finished); readErr != nil {
+		return errors.Join(err, readErr)
+	}
+	if status == want && finished == fence {
+		return nil
+	}
+	return err
+}
+
+// ended is what ending a row tells: whose place in flight is free now, and which objects nothing needs any more.
+type ended struct {
+	id, account    string
+	media          engine.Media
+	source, prefix string
+}
+
+const endedColumns = "id, account_id, media, source_object, results_prefix"
+
+// endRow runs an UPDATE that ends one job. ErrStale when it changes none.
+func endRow(ctx context.Context, tx *sql.Tx, query string, args ...any) (ended, error) {
+	var e ended
+	err := tx.QueryRowContext(ctx, query, args...).Scan(&e.id, &e.account, &e.media, &e.source, &e.prefix)
+	if errors.Is(err, sql.ErrNoRows) {
+		return ended{}, ErrStale
+	}
+	if err != nil {
+		return ended{}, fmt.Errorf("end job: %w", err)
+	}
+	return e, nil
+}
+
+// undo refunds a job that ended without a result and gives up everything it stored.
+func (e ended) undo(ctx context.Context, tx *sql.Tx) error {
+	if _, err := billing.Release(ctx, tx, e.id); err != nil {
+		return err
+	}
+	if err := addGarbage(ctx, tx, lostFenceGrace, e.source, e.prefix); err != nil {
+		return err
+	}
+	return freePlace(ctx, tx, e)
+}
+
+func freePlace(ctx context.Context, tx *sql.Tx, e ended) error {
+	column := activeColumn(e.media)
+	if _, err := tx.ExecContext(ctx, `UPDATE accounts SET `+column+` = `+column+` - 1 WHERE id = $1`, e.account); err != nil {
+		return fmt.Errorf("free place in flight: %w", err)
+	}
+	return nil
+}
+
+type execer interface {
+	ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error)
+}
+
+// changeOne runs an UPDATE that must change one row; ErrStale when it changes none.
+func changeOne(ctx context.Context, on execer, query string, args ...any) error {
+	result, err := on.ExecContext(ctx, query, args...)
+	if err != nil {
+		return fmt.Errorf("update job: %w", err)
+	}
+	n, err := result.RowsAffected()
+	if err != nil {
+		return fmt.Errorf("update job: %w", err)
+	}
+	if n == 0 {
+		return ErrStale
+	}
+	return nil
+}

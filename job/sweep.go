@@ -1,0 +1,198 @@
+package job
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"time"
+
+	"enlarger/engine"
+)
+
+// lostFenceGrace is how long an object outlives the row that named it: longer than a worker that was fenced off can go on writing.
+const lostFenceGrace = 2 * time.Minute
+
+// addGarbage notes objects for removal; a name that ends in / is a prefix. Removal is the sweeper's, and safe to repeat.
+func addGarbage(ctx context.Context, on execer, grace time.Duration, objects ...string) error {
+	for _, object := range objects {
+		if object == "" {
+			continue
+		}
+		if _, err := on.ExecContext(ctx, `INSERT INTO garbage (object, not_before) VALUES ($1, now_micros() + $2)
+			ON CONFLICT (object) DO UPDATE SET not_before = EXCLUDED.not_before`, object, grace.Microseconds()); err != nil {
+			return fmt.Errorf("note garbage: %w", err)
+		}
+	}
+	return nil
+}
+
+// Discard notes an object that nothing refers to for removal after the grace.
+func (s *Store) Discard(ctx context.Context, grace time.Duration, objects ...string) error {
+	return addGarbage(ctx, s.db, grace, objects...)
+}
+
+// Garbage reads up to limit objects that are due for removal.
+func (s *Store) Garbage(ctx context.Context, limit int) ([]string, error) {
+	return s.strings(ctx, `SELECT object FROM garbage WHERE not_before <= now_micros() ORDER BY not_before LIMIT $1`, limit)
+}
+
+// Removed forgets objects that are gone from the bucket.
+func (s *Store) Removed(ctx context.Context, objects []string) error {
+	return s.db.InTx(ctx, func(tx *sql.Tx) error {
+		for _, object := range objects {
+			if _, err := tx.ExecContext(ctx, `DELETE FROM garbage WHERE object = $1 AND not_before <= now_micros()`, object); err != nil {
+				return fmt.Errorf("forget garbage: %w", err)
+			}
+		}
+		return nil
+	})
+}
+
+func (s *Store) strings(ctx context.Context, query string, args ...any) ([]string, error) {
+	rows, err := s.db.QueryContext(ctx, query, args...)
+	if err != nil {
+		return nil, fmt.Errorf("sweep: %w", err)
+	}
+	defer rows.Close()
+	var list []string
+	for rows.Next() {
+		var v string
+		if err := rows.Scan(&v); err != nil {
+			return nil, fmt.Errorf("sweep: %w", err)
+		}
+		list = append(list, v)
+	}
+	return list, rows.Err()
+}
+
+// Lost is a run whose lease has ended.
+type Lost struct {
+	ID     string
+	Media  engine.Media
+	Fence  int64
+	Worker string
+}
+
+// LostRuns reads up to limit runs whose lease has ended.
+func (s *Store) LostRuns(ctx context.Context, limit int) ([]Lost, error) {
+	rows, err := s.db.QueryContext(ctx, `SELECT id, media, fence, worker FROM jobs WHERE status = 'processing' AND lease_until < now_micros()
+		ORDER BY lease_until LIMIT $1`, limit)
+	if err != nil {
+		return nil, fmt.Errorf("find lost runs: %w", err)
+	}
+	defer rows.Close()
+	var list []Lost
+	for rows.Next() {
+		var l Lost
+		if err := rows.Scan(&l.ID, &l.Media, &l.Fence, &l.Worker); err != nil {
+			return nil, fmt.Errorf("find lost runs: %w", err)
+		}
+		list = append(list, l)
+	}
+	return list, rows.Err()
+}
+
+// Waiting is a queued job whose last wake-up was sent or seen some time ago.
+type Waiting struct {
+	ID       string
+	Media    engine.Media
+	Dispatch int64
+}
+
+// WaitingJobs reads up to limit queued, due jobs whose wake-up was last seen longer ago than quiet, the longest first.
+func (s *Store) WaitingJobs(ctx context.Context, quiet time.Duration, limit int) ([]Waiting, error) {
+	rows, err := s.db.QueryContext(ctx, `SELECT id, media, dispatch FROM jobs WHERE status = 'queued' AND dispatched_at < now_micros() - $1 AND run_at <= now_micros()
+		ORDER BY dispatched_at, id LIMIT $2`, quiet.Microseconds(), limit)
+	if err != nil {
+		return nil, fmt.Errorf("find waiting jobs: %w", err)
+	}
+	defer rows.Close()
+	var list []Waiting
+	for rows.Next() {
+		var w Waiting
+		if err := rows.Scan(&w.ID, &w.Media, &w.Dispatch); err != nil {
+			return nil, fmt.Errorf("find waiting jobs: %w", err)
+		}
+		list = append(list, w)
+	}
+	return list, rows.Err()
+}
+
+// Redispatch gives a waiting job a new wake-up number. ErrStale: it is not queued any more, or another sweeper was first.
+func (s *Store) Redispatch(ctx context.Context, w Waiting) (dispatch int64, err error) {
+	err = changeOne(ctx, s.db, `UPDATE jobs SET dispatch = dispatch + 1, dispatched_at = now_micros() WHERE id = $1 AND status = 'queued' AND dispatch = $2`, w.ID, w.Dispatch)
+	return w.Dispatch + 1, err
+}
+
+// Seen notes that the wake-ups of these jobs are in Redis.
+func (s *Store) Seen(ctx context.Context, jobs []Waiting) error {
+	if len(jobs) == 0 {
+		return nil
+	}
+	return s.db.InTx(ctx, func(tx *sql.Tx) error {
+		for _, w := range jobs {
+			if _, err := tx.ExecContext(ctx, `UPDATE jobs SET dispatched_at = now_micros() WHERE id = $1 AND status = 'queued' AND dispatch = $2`, w.ID, w.Dispatch); err != nil {
+				return fmt.Errorf("note wake-up: %w", err)
+			}
+		}
+		return nil
+	})
+}
+
+// ExpireUploads gives up uploads that were never used, up to limit; a grace lets a PUT that began in time end first.
+func (s *Store) ExpireUploads(ctx context.Context, limit int) (int, error) {
+	return s.sweepObjects(ctx, `UPDATE uploads SET status = 'removed' WHERE id IN (
+		SELECT id FROM uploads WHERE status = 'open' AND expires_at < now_micros() ORDER BY expires_at LIMIT $1) AND status = 'open' RETURNING object`, limit)
+}
+
+// ExpireSources gives up the sources of jobs that ended longer ago than keep.
+func (s *Store) ExpireSources(ctx context.Context, keep time.Duration, limit int) (int, error) {
+	return s.sweepObjects(ctx, `UPDATE jobs SET source_ready = FALSE WHERE id IN (
+		SELECT id FROM jobs WHERE finished_at > 0 AND source_ready AND finished_at < now_micros() - $2 ORDER BY finished_at LIMIT $1) AND finished_at > 0 AND source_ready
+		RETURNING source_object`, limit, keep.Microseconds())
+}
+
+func (s *Store) sweepObjects(ctx context.Context, query string, args ...any) (int, error) {
+	var n int
+	err := s.db.InTx(ctx, func(tx *sql.Tx) error {
+		rows, err := tx.QueryContext(ctx, query, args...)
+		if err != nil {
+			return fmt.Errorf("sweep: %w", err)
+		}
+		var objects []string
+		for rows.Next() {
+			var object string
+			if err := rows.Scan(&object); err != nil {
+				rows.Close()
+				return fmt.Errorf("sweep: %w", err)
+			}
+			objects = append(objects, object)
+		}
+		rows.Close()
+		n = len(objects)
+		return errors.Join(rows.Err(), addGarbage(ctx, tx, 0, objects...))
+	})
+	return n, err
+}
+
+// ExpireKeys forgets idempotency keys whose day is over.
+func (s *Store) ExpireKeys(ctx context.Context, limit int) error {
+	_, err := s.db.ExecContext(ctx, `DELETE FROM idempotency WHERE (account_id, key) IN (
+		SELECT account_id, key FROM idempotency WHERE expires_at <= now_micros() LIMIT $1)`, limit)
+	if err != nil {
+		return fmt.Errorf("forget idempotency keys: %w", err)
+	}
+	return nil
+}
+
+// Referenced says which of the objects a job, an upload or the garbage list still names: what is not named is an orphan.
+func (s *Store) Referenced(ctx context.Context, object string) (bool, error) {
+	var found bool
+	err := s.db.QueryRowContext(ctx, `SELECT EXISTS (SELECT 1 FROM jobs WHERE result_object = $1 OR (source_object = $1 AND source_ready))
+		OR EXISTS (SELECT 1 FROM uploads WHERE object = $1 AND status = 'open') OR EXISTS (SELECT 1 FROM garbage WHERE object = $1)`, object).Scan(&found)
+	if err != nil {
+		return false, fmt.Errorf("look up object: %w", err)
+	}
+	return found, nil
+}
