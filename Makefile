@@ -1,0 +1,55 @@
+# Every command a person needs. `make` alone lists them.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+GOLANGCI_LINT := 2.15.0
+# A build uses the Go that is installed, or says that it is too old; it never downloads another one.
+export GOTOOLCHAIN ?= local
+
+.PHONY: help
+help: ## this list
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z][a-z-]*:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: deps
+deps: ## install what is missing to build, run and test (ffmpeg, gcc, PostgreSQL, Redis; apt, root or sudo)
+	@scripts/deps.sh test
+
+.PHONY: build
+build: ## compile bin/enlarger
+	@scripts/deps.sh run
+	go build -trimpath -ldflags '-X main.version=$(VERSION)' -o bin/enlarger ./cmd/enlarger
+
+.PHONY: run
+run: build ## start the all-in-one server, show it work on a photo and a clip, serve until Ctrl-C (PORT=8080, DEMO=0 skips the show)
+	@scripts/run.sh
+
+.PHONY: test
+test: ## format, vet, and every test with the race detector, against real servers
+	@scripts/deps.sh test
+	@unformatted=$$(git ls-files -z '*.go' | xargs -0 -r gofmt -l); [ -z "$$unformatted" ] || { echo "not gofmt-formatted: $$unformatted" >&2; exit 1; }
+	go vet ./...
+	go test -race -timeout 14m ./...
+
+.PHONY: lint
+lint: .deps/golangci-lint-$(GOLANGCI_LINT) ## golangci-lint at its pinned version, compiled into .deps on first use
+	@scripts/deps.sh run
+	$< run ./...
+
+.deps/golangci-lint-$(GOLANGCI_LINT):
+	GOBIN=$(CURDIR)/.deps go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v$(GOLANGCI_LINT)
+	mv .deps/golangci-lint $@
+
+.PHONY: fuzz
+fuzz: ## fuzz every parser of foreign bytes, FUZZTIME (20s) each
+	@scripts/fuzz.sh
+
+.PHONY: docker
+docker: ## build the image enlarger:latest
+	docker build --build-arg VERSION=$(VERSION) -t enlarger:latest .
+
+.PHONY: clean
+clean: ## remove what was built; ./data, the server's data, stays
+	rm -rf bin out .deps
