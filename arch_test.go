@@ -1,0 +1,177 @@
+// Package enlarger_test holds the tests of the house as a whole: which package may know which.
+package enlarger_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const module = "enlarger"
+
+// rooms lists, for each room, the rooms it may import, and why it may import no other. A package belongs to the longest room
+// that is a prefix of its path; packages of one room know each other. docs/architecture.md draws the same picture.
+var rooms = map[string]struct {
+	may []string
+	why string
+}{
+	"cmd/enlarger":  {[]string{"*"}, ""},
+	"api":           {[]string{"job", "account", "billing", "storage", "engine"}, "the API decodes, calls and encodes; what a tool does with pixels, and how a job is carried, is not its business"},
+	"dashboard":     {[]string{"job", "account", "billing", "storage", "engine"}, "the page calls the same code as the API and nothing beside it"},
+	"worker":        {[]string{"job", "storage", "engine", "webhook"}, "a worker carries a job; money moves only inside the job's own transactions"},
+	"job":           {[]string{"billing", "db", "engine"}, "the job row is the story everything else hangs on; it knows only money, the database and plans"},
+	"billing":       {[]string{"db"}, "money rules stand on the database alone, so that they can be audited alone"},
+	"account":       {[]string{"db"}, "keys and limits stand on the database alone"},
+	"webhook":       {[]string{"db"}, "delivery reads its own rows; who wrote them is not its business"},
+	"engine":        {nil, "the core is what every tool, the API and the worker share; an import here would tie them all to it"},
+	"engine/image":  {[]string{"engine", "engine/neural", "engine/ffmpeg"}, "an image tool is pixels, models and processes"},
+	"engine/video":  {[]string{"engine", "engine/neural", "engine/ffmpeg"}, "a video tool is frames, models and processes"},
+	"engine/neural": {nil, "a leaf: it can be measured and replaced alone"},
+	"engine/ffmpeg": {nil, "a leaf: the one place that starts processes must be small enough to be read whole"},
+	"storage":       {nil, "a leaf: objects and fetches, whoever asks"},
+	"db":            {nil, "a leaf: connections, transactions and migrations, whoever asks"},
+	"fixtures":      {nil, "the replayer is a client: it knows the API by its URL only"},
+	"testbed":       {nil, "tests of every room use it, so it may know none of them"},
+}
+
+// outside lists packages of other modules that only some rooms may import.
+var outside = []struct {
+	prefix string
+	only   []string
+	why    string
+}{
+	{"os/exec", []string{"engine/ffmpeg", "testbed"}, "every process is started where its limits, its group and its death are looked after"},
+	{"database/sql", []string{"job", "billing", "account", "webhook", "db", "cmd/enlarger"}, "SQL lives beside the rule it protects"},
+	{"github.com/jackc/pgx", []string{"db", "testbed", "cmd/enlarger"}, "one room knows which database it is"},
+	{"modernc.org/sqlite", []string{"db"}, "one room knows which database it is"},
+	{"github.com/hibiken/asynq", []string{"worker", "cmd/enlarger"}, "the queue is a wake-up of the worker's; nothing else may come to rely on it"},
+	{"github.com/aws/aws-sdk-go-v2", []string{"storage", "cmd/enlarger"}, "object storage has one room"},
+}
+
+// pkg is one package as `go list` tells it; Imports are those of its code, without its tests.
+type pkg struct {
+	ImportPath string
+	Imports    []string
+}
+
+func listPackages(t *testing.T) []pkg {
+	t.Helper()
+	cmd := exec.Command("go", "list", "-json=ImportPath,Imports", "./...")
+	var problems strings.Builder
+	cmd.Stderr = &problems
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("go list: %v\n%s", err, problems.String())
+	}
+	var all []pkg
+	for decoder := json.NewDecoder(strings.NewReader(string(out))); ; {
+		var p pkg
+		switch err := decoder.Decode(&p); err {
+		case nil:
+			all = append(all, p)
+		case io.EOF:
+			return all
+		default:
+			t.Fatal(err)
+		}
+	}
+}
+
+// roomOf is the room a package of the module belongs to, or "" for none.
+func roomOf(path string) string {
+	for path = strings.TrimPrefix(path, module+"/"); path != "."; {
+		if _, ok := rooms[path]; ok {
+			return path
+		}
+		cut := strings.LastIndexByte(path, '/')
+		if cut < 0 {
+			return ""
+		}
+		path = path[:cut]
+	}
+	return ""
+}
+
+// broken gives one sentence for each arrow of the package that points the wrong way.
+func broken(p pkg) []string {
+	room := roomOf(p.ImportPath)
+	if room == "" {
+		if p.ImportPath == module {
+			return nil
+		}
+		return []string{fmt.Sprintf("%s is in no room: add the room to this test and to docs/architecture.md, or put it where it belongs", p.ImportPath)}
+	}
+	var all []string
+	for _, path := range p.Imports {
+		if strings.HasPrefix(path, module+"/") {
+			to, rule := roomOf(path), rooms[room]
+			switch {
+			case to == room || slices.Contains(rule.may, to):
+			case to == "testbed" && room != "cmd/enlarger":
+				all = append(all, fmt.Sprintf("%s imports testbed outside its tests: only tests and the benchmark command start private servers", p.ImportPath))
+			case !slices.Contains(rule.may, "*"):
+				all = append(all, fmt.Sprintf("%s imports %s: %s", p.ImportPath, path, rule.why))
+			}
+			continue
+		}
+		for _, o := range outside {
+			if (path == o.prefix || strings.HasPrefix(path, o.prefix+"/")) && !slices.Contains(o.only, room) {
+				all = append(all, fmt.Sprintf("%s imports %s: %s", p.ImportPath, path, o.why))
+			}
+		}
+	}
+	return all
+}
+
+func TestArrows(t *testing.T) {
+	t.Parallel()
+	packages := listPackages(t)
+	if len(packages) == 0 {
+		t.Fatal("go list names no package")
+	}
+	for _, p := range packages {
+		for _, sentence := range broken(p) {
+			t.Error(sentence)
+		}
+	}
+}
+
+func TestArrowRulesCatch(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		from, to string
+		bad      bool
+	}{
+		{"enlarger/cmd/enlarger", "enlarger/worker", false},
+		{"enlarger/cmd/enlarger", "enlarger/testbed", false},
+		{"enlarger/api", "enlarger/job", false},
+		{"enlarger/api/page", "enlarger/api", false},
+		{"enlarger/api", "enlarger/worker", true},
+		{"enlarger/api", "enlarger/engine/image", true},
+		{"enlarger/api", "database/sql", true},
+		{"enlarger/worker", "enlarger/api", true},
+		{"enlarger/worker", "enlarger/billing", true},
+		{"enlarger/worker", "github.com/hibiken/asynq", false},
+		{"enlarger/job", "github.com/hibiken/asynq", true},
+		{"enlarger/job", "database/sql", false},
+		{"enlarger/engine", "enlarger/job", true},
+		{"enlarger/engine", "enlarger/engine/image", true},
+		{"enlarger/engine/image", "enlarger/engine", false},
+		{"enlarger/engine/image", "enlarger/engine/video", true},
+		{"enlarger/engine/image", "os/exec", true},
+		{"enlarger/engine/ffmpeg", "os/exec", false},
+		{"enlarger/engine/ffmpeg", "enlarger/engine", true},
+		{"enlarger/storage", "enlarger/db", true},
+		{"enlarger/storage", "github.com/aws/aws-sdk-go-v2/service/s3", false},
+		{"enlarger/worker", "enlarger/testbed", true},
+		{"enlarger/util", "fmt", true},
+	} {
+		if got := broken(pkg{ImportPath: test.from, Imports: []string{test.to}}); (len(got) > 0) != test.bad {
+			t.Errorf("%s imports %s: broken = %q, want bad = %v", test.from, test.to, got, test.bad)
+		}
+	}
+}
