@@ -14,7 +14,7 @@ import (
 
 // Get reads a job of the account that has not been deleted. ErrNotFound for any other.
 func (s *Store) Get(ctx context.Context, accountID, id string) (Job, error) {
-	return scan(s.db.QueryRowContext(ctx, `SELECT `+columns+` FROM jobs j WHERE j.id = $1 AND j.account_id = $2 AND j.deleted_at = 0`, id, accountID))
+	return scan(s.db.QueryRowContext(ctx, `SELECT `+columns+` FROM jobs WHERE jobs.id = $1 AND jobs.account_id = $2 AND jobs.deleted_at = 0`, id, accountID))
 }
 
 // Filter narrows List. Zero fields match everything.
@@ -34,7 +34,7 @@ type Filter struct {
 // List reads an account's jobs, newest first.
 func (s *Store) List(ctx context.Context, accountID string, f Filter) ([]Job, error) {
 	query := strings.Builder{}
-	query.WriteString(`SELECT ` + columns + ` FROM jobs j WHERE j.account_id = $1 AND j.deleted_at = 0`)
+	query.WriteString(`SELECT ` + columns + ` FROM jobs WHERE jobs.account_id = $1 AND jobs.deleted_at = 0`)
 	args := []any{accountID}
 	where := func(condition string, values ...any) {
 		for _, v := range values {
@@ -44,24 +44,24 @@ func (s *Store) List(ctx context.Context, accountID string, f Filter) ([]Job, er
 		query.WriteString(" AND " + condition)
 	}
 	if f.Status != "" {
-		where("j.status = ?", f.Status)
+		where("jobs.status = ?", f.Status)
 	}
 	if f.Tool != "" {
-		where("j.tool = ?", f.Tool)
+		where("jobs.tool = ?", f.Tool)
 	}
 	if f.Media != "" {
-		where("j.media = ?", f.Media)
+		where("jobs.media = ?", f.Media)
 	}
 	if !f.CreatedAfter.IsZero() {
-		where("j.created_at >= ?", db.Micros(f.CreatedAfter))
+		where("jobs.created_at >= ?", db.Micros(f.CreatedAfter))
 	}
 	if !f.CreatedBefore.IsZero() {
-		where("j.created_at < ?", db.Micros(f.CreatedBefore))
+		where("jobs.created_at < ?", db.Micros(f.CreatedBefore))
 	}
 	if f.AfterID != "" {
-		where("(j.created_at, j.id) < (?, ?)", db.Micros(f.AfterTime), f.AfterID)
+		where("(jobs.created_at, jobs.id) < (?, ?)", db.Micros(f.AfterTime), f.AfterID)
 	}
-	query.WriteString(fmt.Sprintf(" ORDER BY j.created_at DESC, j.id DESC LIMIT %d", min(max(f.Limit, 1), 100)))
+	query.WriteString(fmt.Sprintf(" ORDER BY jobs.created_at DESC, jobs.id DESC LIMIT %d", min(max(f.Limit, 1), 100)))
 	rows, err := s.db.QueryContext(ctx, query.String(), args...)
 	if err != nil {
 		return nil, fmt.Errorf("list jobs: %w", err)

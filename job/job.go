@@ -146,11 +146,11 @@ type Store struct {
 // NewStore makes a store on the database.
 func NewStore(d *db.DB) *Store { return &Store{db: d} }
 
-const columns = `j.id, j.account_id, j.key_id, j.tool, j.media, j.config, j.format, j.hint, j.warnings, j.metadata,
-	j.source_kind, j.source_url, j.source_object, j.source_ready, j.source_size, j.upload_id, j.results_prefix,
-	j.status, j.phase, j.progress, j.fence, j.failures, j.dispatch, j.estimate,
-	COALESCE((SELECT h.amount FROM holds h WHERE h.job_id = j.id AND j.status IN ('processing', 'succeeded')), 0),
-	j.result_object, j.result, j.error_code, j.error_message, j.created_at, j.started_at, j.finished_at, j.deleted_at`
+const columns = `jobs.id, jobs.account_id, jobs.key_id, jobs.tool, jobs.media, jobs.config, jobs.format, jobs.hint, jobs.warnings, jobs.metadata,
+	jobs.source_kind, jobs.source_url, jobs.source_object, jobs.source_ready, jobs.source_size, jobs.upload_id, jobs.results_prefix,
+	jobs.status, jobs.phase, jobs.progress, jobs.fence, jobs.failures, jobs.dispatch, jobs.estimate,
+	COALESCE((SELECT h.amount FROM holds h WHERE h.job_id = jobs.id AND jobs.status IN ('processing', 'succeeded')), 0),
+	jobs.result_object, jobs.result, jobs.error_code, jobs.error_message, jobs.created_at, jobs.started_at, jobs.finished_at, jobs.deleted_at`
 
 type scanner interface{ Scan(...any) error }
 

@@ -16,9 +16,9 @@ import (
 // Claim makes a queued, due job the caller's: status processing, phase uploading, fence + 1, a lease by the database's clock.
 // It returns ErrStale when there is nothing to claim: someone else has the job, it is over, or it is not due yet.
 func (s *Store) Claim(ctx context.Context, id, worker string, lease time.Duration) (Job, error) {
-	j, err := scan(s.db.QueryRowContext(ctx, `UPDATE jobs AS j SET status = 'processing', phase = 'uploading', progress = 0, fence = fence + 1,
+	j, err := scan(s.db.QueryRowContext(ctx, `UPDATE jobs SET status = 'processing', phase = 'uploading', progress = 0, fence = fence + 1,
 			worker = $2, lease_until = now_micros() + $3, started_at = CASE WHEN started_at = 0 THEN now_micros() ELSE started_at END
-		WHERE j.id = $1 AND j.status = 'queued' AND j.run_at <= now_micros() RETURNING `+columns, id, worker, lease.Microseconds()))
+		WHERE id = $1 AND status = 'queued' AND run_at <= now_micros() RETURNING `+columns, id, worker, lease.Microseconds()))
 	if errors.Is(err, ErrNotFound) {
 		return Job{}, ErrStale
 	}
@@ -144,10 +144,10 @@ func (s *Store) Yield(ctx context.Context, id string, fence int64) (dispatch int
 	return dispatch, nil
 }
 
-// settle runs a transaction that ends the run. When the answer to COMMIT is lost, the row tells whether it happened.
+// settle runs a transaction that ends the run. When the answer to COMMIT is lost, or an earlier try's was, the row tells whether it happened.
 func (s *Store) settle(ctx context.Context, id string, fence int64, want Status, f func(tx *sql.Tx) error) error {
 	err := s.db.InTx(ctx, f)
-	if !errors.Is(err, db.ErrUncertain) {
+	if !errors.Is(err, db.ErrUncertain) && !errors.Is(err, ErrStale) {
 		return err
 	}
 	var status Status

@@ -66,7 +66,7 @@ func (s *Store) Submit(ctx context.Context, sub Submission) (Job, error) {
 			return err
 		}
 		var err error
-		created, err = scan(tx.QueryRowContext(ctx, `SELECT `+columns+` FROM jobs j WHERE j.id = $1`, sub.ID))
+		created, err = scan(tx.QueryRowContext(ctx, `SELECT `+columns+` FROM jobs WHERE jobs.id = $1`, sub.ID))
 		return err
 	})
 	return created, err

@@ -1,0 +1,122 @@
+package job
+
+import (
+	"context"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"enlarger/account"
+	"enlarger/billing"
+	"enlarger/db"
+	"enlarger/engine"
+	"enlarger/testbed"
+)
+
+// eachDB runs a test on both databases, freshly migrated.
+func eachDB(t *testing.T, test func(t *testing.T, d *db.DB)) {
+	t.Helper()
+	t.Run("sqlite", func(t *testing.T) {
+		t.Parallel()
+		test(t, openDB(t, "sqlite:"+filepath.Join(t.TempDir(), "test.db")))
+	})
+	t.Run("postgres", func(t *testing.T) {
+		t.Parallel()
+		test(t, openDB(t, testbed.PostgreSQL(t)))
+	})
+}
+
+func openDB(t *testing.T, url string) *db.DB {
+	t.Helper()
+	d, err := db.Open(t.Context(), db.Config{URL: url})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { d.Close() })
+	if err := d.Migrate(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+type testConfig struct {
+	Scale int `json:"scale" doc:"How many times larger." enum:"2,4,8"`
+}
+
+// catalog has one tool of each media, which no test here runs.
+func catalog() *engine.Catalog {
+	size := func(c testConfig, s engine.Source) (int, int) { return s.Width * c.Scale, s.Height * c.Scale }
+	return engine.NewCatalog(engine.DefaultLimits(),
+		engine.Define(engine.Spec[testConfig]{Name: "upscale", Media: engine.Image, Doc: "Enlarges.", Defaults: testConfig{2}, Size: size}),
+		engine.Define(engine.Spec[testConfig]{Name: "video_upscale", Media: engine.Video, Doc: "Enlarges.", Defaults: testConfig{2}, Size: size}))
+}
+
+// world is a store with one account on one database.
+type world struct {
+	*testing.T
+	ctx     context.Context
+	db      *db.DB
+	store   *Store
+	ledger  *billing.Ledger
+	account string
+	catalog *engine.Catalog
+}
+
+func newWorld(t *testing.T, d *db.DB, credits billing.Millicredits) *world {
+	t.Helper()
+	w := &world{T: t, ctx: t.Context(), db: d, store: NewStore(d), ledger: billing.NewLedger(d), catalog: catalog()}
+	w.account = w.newAccount(credits)
+	return w
+}
+
+func (w *world) newAccount(credits billing.Millicredits) string {
+	w.Helper()
+	a, err := account.NewStore(w.db).Create(w.ctx, "test")
+	w.ok(err)
+	if credits > 0 {
+		w.ok(w.ledger.Grant(w.ctx, a.ID, credits, "", "for the test"))
+	}
+	return a.ID
+}
+
+func (w *world) ok(err error) {
+	w.Helper()
+	if err != nil {
+		w.Fatal(err)
+	}
+}
+
+// submission is a request that every check accepts: an image given inline, stored already.
+func (w *world) submission(tool string) Submission {
+	w.Helper()
+	order, err := w.catalog.Order(tool, nil, "")
+	w.ok(err)
+	id := NewID()
+	return Submission{
+		ID: id, AccountID: w.account, KeyID: "key_1", Order: order, MaxActive: 1_000_000, CreatedAt: time.Now(),
+		Source:        Source{Kind: SourceInline, Object: "sources/" + id, Ready: true, Size: 10},
+		ResultsPrefix: "results/" + id + "/", Estimate: 1000, Metadata: map[string]string{"order": "42"},
+	}
+}
+
+func (w *world) submit(tool string) Job {
+	w.Helper()
+	j, err := w.store.Submit(w.ctx, w.submission(tool))
+	w.ok(err)
+	return j
+}
+
+func (w *world) exec(query string, args ...any) {
+	w.Helper()
+	_, err := w.db.ExecContext(w.ctx, query, args...)
+	w.ok(err)
+}
+
+func (w *world) clean() {
+	w.Helper()
+	broken, err := w.store.Audit(w.ctx)
+	w.ok(err)
+	if len(broken) > 0 {
+		w.Fatalf("audit: %+v", broken)
+	}
+}
