@@ -3,6 +3,7 @@ package enlarger_test
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os/exec"
@@ -54,8 +55,8 @@ var outside = []struct {
 
 // pkg is one package as `go list` tells it; Imports are those of its code, without its tests.
 type pkg struct {
-	ImportPath string
-	Imports    []string
+	ImportPath string   `json:"ImportPath"`
+	Imports    []string `json:"Imports"`
 }
 
 func listPackages(t *testing.T) []pkg {
@@ -70,14 +71,14 @@ func listPackages(t *testing.T) []pkg {
 	var all []pkg
 	for decoder := json.NewDecoder(strings.NewReader(string(out))); ; {
 		var p pkg
-		switch err := decoder.Decode(&p); err {
-		case nil:
-			all = append(all, p)
-		case io.EOF:
+		err := decoder.Decode(&p)
+		if errors.Is(err, io.EOF) {
 			return all
-		default:
+		}
+		if err != nil {
 			t.Fatal(err)
 		}
+		all = append(all, p)
 	}
 }
 

@@ -1,6 +1,7 @@
 package testbed
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"net"
@@ -123,7 +124,7 @@ func (s *PostgresServer) signalAll(sig syscall.Signal) {
 			continue
 		}
 		// "pid (name) state ppid ...": the name may hold anything, so what counts starts after the last bracket.
-		_, rest, _ := strings.Cut(string(text[strings.LastIndexByte(string(text), ')')+1:]), " ")
+		_, rest, _ := strings.Cut(string(text[bytes.LastIndexByte(text, ')')+1:]), " ")
 		fields := strings.Fields(rest)
 		if len(fields) < 2 || fields[1] != strconv.Itoa(parent) {
 			continue

@@ -10,6 +10,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -349,13 +350,11 @@ func gone(pid int) bool {
 // openTemp is a temporary folder that another user may pass through, as PostgreSQL's has to when the tests run as root.
 func openTemp(t *testing.T) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "testbed-victim-")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	if err := os.Chmod(dir, 0o711); err != nil {
-		t.Fatal(err)
+	dir := t.TempDir()
+	for _, each := range []string{dir, filepath.Dir(dir)} {
+		if err := os.Chmod(each, 0o711); err != nil {
+			t.Fatal(err)
+		}
 	}
 	return dir
 }
