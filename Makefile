@@ -42,6 +42,10 @@ lint: .deps/golangci-lint-$(GOLANGCI_LINT) ## golangci-lint at its pinned versio
 	GOBIN=$(CURDIR)/.deps go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v$(GOLANGCI_LINT)
 	mv .deps/golangci-lint $@
 
+.PHONY: docs
+docs: build ## write docs/configuration.md from the code
+	bin/enlarger config > docs/configuration.md
+
 .PHONY: fuzz
 fuzz: ## fuzz every parser of foreign bytes, FUZZTIME (20s) each
 	@scripts/fuzz.sh
