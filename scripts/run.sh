@@ -35,7 +35,7 @@ stop() {
 	fi
 }
 trap stop EXIT
-trap 'say ""; say "Stopping ..."; stop; exit 0' INT TERM
+trap 'say ""; say "Stopping ..."; stop; exit 0' INT TERM HUP
 
 mkdir -p "$demo"
 log=$data/server.log
