@@ -12,6 +12,7 @@ import (
 	"embed"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"net/url"
@@ -19,6 +20,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	_ "github.com/jackc/pgx/v5/stdlib" // registers "pgx"
 	"github.com/pressly/goose/v3"
@@ -153,8 +155,9 @@ func (d *DB) Migrate(ctx context.Context) error {
 			return err
 		}
 		defer unlock()
-		const clock = `CREATE OR REPLACE FUNCTION now_micros() RETURNS BIGINT LANGUAGE SQL VOLATILE AS
-			$$ SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::BIGINT $$`
+		// The time at which the statement arrived: STABLE, so that "due before now" can use an index.
+		const clock = `CREATE OR REPLACE FUNCTION now_micros() RETURNS BIGINT LANGUAGE SQL STABLE PARALLEL SAFE AS
+			$$ SELECT (extract(epoch FROM statement_timestamp()) * 1000000)::BIGINT $$`
 		if _, err := d.ExecContext(ctx, clock); err != nil {
 			return fmt.Errorf("add now_micros to PostgreSQL: %w", err)
 		}
@@ -163,7 +166,13 @@ func (d *DB) Migrate(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("read migrations: %w", err)
 	}
-	if _, err := provider.Up(ctx); err != nil {
+	// SQLite has no lock to wait for. A process that loses the race for one step fails once that step is done, and goes on from there.
+	for range len(provider.ListSources()) + 2 {
+		if _, err = provider.Up(ctx); err == nil || d.postgres {
+			break
+		}
+	}
+	if err != nil {
 		return fmt.Errorf("migrate: %w", err)
 	}
 	return nil
@@ -174,14 +183,16 @@ func (d *DB) lockMigrations(ctx context.Context) (unlock func(), err error) {
 	if err != nil {
 		return nil, fmt.Errorf("migrate: %w", err)
 	}
-	if _, err := conn.ExecContext(ctx, "SELECT pg_advisory_lock($1)", migrationLock); err != nil {
-		conn.Close()
-		return nil, fmt.Errorf("wait for other migrations: %w", err)
+	// Another process's migration may take longer than a statement may.
+	for _, query := range []string{"SET statement_timeout = 0", fmt.Sprintf("SELECT pg_advisory_lock(%d)", migrationLock)} {
+		if _, err := conn.ExecContext(ctx, query); err != nil {
+			conn.Close()
+			return nil, fmt.Errorf("wait for other migrations: %w", err)
+		}
 	}
 	return func() {
-		//nolint:errcheck // closing the session releases the lock too
-		conn.ExecContext(context.WithoutCancel(ctx), "SELECT pg_advisory_unlock($1)", migrationLock)
-		conn.Close()
+		//nolint:errcheck // the connection does not go back to the pool: ending its session undoes both statements above
+		conn.Raw(func(any) error { return driver.ErrBadConn })
 	}, nil
 }
 
@@ -238,13 +249,25 @@ func (d *DB) inTx(ctx context.Context, f func(tx *sql.Tx) error) error {
 	if err := f(tx); err != nil {
 		return err
 	}
-	if err := tx.Commit(); err != nil {
-		if retryable(err) || Code(err) != "" {
-			return fmt.Errorf("commit: %w", err)
-		}
+	if ctx.Err() != nil { // no COMMIT has been sent, so the outcome is sure
+		return fmt.Errorf("commit: %w", context.Cause(ctx))
+	}
+	return commitError(tx.Commit())
+}
+
+// commitError tells the failures of COMMIT that surely undid the transaction from those that leave it open whether it happened: no answer,
+// or a server that shut down around it. pgconn.SafeToRetry does not help: pgx 5.12 calls a COMMIT that it sent, and whose answer was cut, safe.
+func commitError(err error) error {
+	code := Code(err)
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, pgx.ErrTxCommitRollback):
+		return fmt.Errorf("commit: %w", err)
+	case code == "", strings.HasPrefix(code, "57P"), strings.HasPrefix(code, "08"):
 		return fmt.Errorf("%w: %w", ErrUncertain, err)
 	}
-	return nil
+	return fmt.Errorf("commit: %w", err)
 }
 
 // Code is the database's own code of an error: the SQLSTATE on PostgreSQL, the symbolic class on SQLite ("unique", "check", "busy", "foreign_key");
@@ -295,21 +318,29 @@ func Unavailable(err error) bool {
 		return false
 	}
 	var network net.Error
-	if errors.As(err, &network) || errors.Is(err, driver.ErrBadConn) || errors.Is(err, sql.ErrConnDone) || errors.Is(err, ErrUncertain) {
+	if errors.As(err, &network) {
 		return true
 	}
-	if errors.Is(err, context.DeadlineExceeded) {
-		return true
+	for _, gone := range []error{driver.ErrBadConn, sql.ErrConnDone, ErrUncertain, context.DeadlineExceeded, io.EOF, io.ErrUnexpectedEOF} {
+		if errors.Is(err, gone) {
+			return true
+		}
 	}
 	if connect := (*pgconn.ConnectError)(nil); errors.As(err, &connect) {
 		return true
 	}
+	if lite := (*sqlite.Error)(nil); errors.As(err, &lite) {
+		switch lite.Code() & 0xff { // the rest of an extended code narrows it down
+		case sqlite3.SQLITE_BUSY, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_INTERRUPT:
+			return true
+		}
+		return false
+	}
 	code := Code(err)
-	switch {
-	case code == "busy", strings.HasPrefix(code, "08"), strings.HasPrefix(code, "57P"), strings.HasPrefix(code, "53"), code == "57014":
-		return true
-	case strings.HasPrefix(code, "sqlite"):
-		return code == fmt.Sprintf("sqlite %d", sqlite3.SQLITE_FULL) || code == fmt.Sprintf("sqlite %d", sqlite3.SQLITE_IOERR)
+	for _, class := range []string{"08", "53", "57P", "57014", "55P03", "40001", "40P01"} {
+		if strings.HasPrefix(code, class) {
+			return true
+		}
 	}
 	return code == "" && pgconn.SafeToRetry(err)
 }

@@ -17,6 +17,8 @@ var rules = []billing.Rule{
 	{Name: "a job in progress is not settled", Query: `
 		SELECT j.id, j.status || ' but ' || h.state FROM jobs j JOIN holds h ON h.job_id = j.id
 		WHERE j.status IN ('queued', 'processing') AND h.state <> 'held'`},
+	{Name: "a job is not worked on before its credits are reserved", Query: `
+		SELECT j.id, 'phase processing without a hold' FROM jobs j LEFT JOIN holds h ON h.job_id = j.id WHERE j.phase = 'processing' AND h.job_id IS NULL`},
 	{Name: "a hold belongs to a job of the same account", Query: `
 		SELECT h.job_id, 'account ' || h.account_id FROM holds h LEFT JOIN jobs j ON j.id = h.job_id WHERE j.id IS NULL OR j.account_id <> h.account_id`},
 	{Name: "a job ended with its last fence", Query: `

@@ -3,6 +3,7 @@ package job
 import (
 	"context"
 	"database/sql"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
@@ -24,6 +25,8 @@ type Filter struct {
 	Media  engine.Media
 	// CreatedAfter and CreatedBefore bound the time of creation.
 	CreatedAfter, CreatedBefore time.Time
+	// Metadata are pairs that a job must all have.
+	Metadata map[string]string
 	// After is the last job of the page before: its time of creation and id.
 	AfterTime time.Time
 	AfterID   string
@@ -58,6 +61,15 @@ func (s *Store) List(ctx context.Context, accountID string, f Filter) ([]Job, er
 	if !f.CreatedBefore.IsZero() {
 		where("jobs.created_at < ?", db.Micros(f.CreatedBefore))
 	}
+	for key, value := range f.Metadata {
+		// The column is the compact JSON of a flat map, so a pair is in it exactly as it is encoded here, after a brace or a comma.
+		pair, err := json.Marshal(map[string]string{key: value})
+		if err != nil {
+			return nil, fmt.Errorf("list jobs: %w", err)
+		}
+		text := strings.Trim(string(pair), "{}")
+		where("(replace(j.metadata, ?, '') <> j.metadata OR replace(j.metadata, ?, '') <> j.metadata)", "{"+text, ","+text)
+	}
 	if f.AfterID != "" {
 		where("(jobs.created_at, jobs.id) < (?, ?)", db.Micros(f.AfterTime), f.AfterID)
 	}
@@ -89,28 +101,35 @@ func (s *Store) Cancel(ctx context.Context, accountID, id string) (wasProcessing
 }
 
 func cancel(ctx context.Context, tx *sql.Tx, accountID, id string) (wasProcessing bool, err error) {
-	// Two UPDATEs rather than one, so that the old status is known without a read that could be outdated. A job claimed between them
-	// is caught by the second.
-	for _, status := range []Status{Queued, Processing, Queued} {
-		e, err := endRow(ctx, tx, `UPDATE jobs SET status = 'canceled', phase = '', lease_until = 0, worker = '', finished_at = now_micros(), finished_fence = fence
-			WHERE id = $1 AND account_id = $2 AND status = $3 AND deleted_at = 0 RETURNING `+endedColumns, id, accountID, status)
-		if errors.Is(err, ErrStale) {
-			continue
-		}
-		if err != nil {
-			return false, err
-		}
-		return status == Processing, e.undo(ctx, tx)
-	}
-	var found bool
-	err = tx.QueryRowContext(ctx, `SELECT TRUE FROM jobs WHERE id = $1 AND account_id = $2 AND deleted_at = 0`, id, accountID).Scan(&found)
-	if errors.Is(err, sql.ErrNoRows) {
+	status, deleted, err := touch(ctx, tx, accountID, id)
+	switch {
+	case err != nil:
+		return false, err
+	case deleted:
 		return false, ErrNotFound
+	case status.Terminal():
+		return false, ErrNotCancelable
+	}
+	e, err := endRow(ctx, tx, `UPDATE jobs SET status = 'canceled', phase = '', lease_until = 0, worker = '', finished_at = now_micros(), finished_fence = fence
+		WHERE id = $1 AND status IN ('queued', 'processing') RETURNING `+endedColumns, id)
+	if err != nil {
+		return false, err
+	}
+	return status == Processing, e.undo(ctx, tx)
+}
+
+// touch writes the row unchanged: what it returns is then true until the transaction ends, which a SELECT could not promise. ErrNotFound
+// when the account never had such a job.
+func touch(ctx context.Context, tx *sql.Tx, accountID, id string) (status Status, deleted bool, err error) {
+	err = tx.QueryRowContext(ctx, `UPDATE jobs SET status = status WHERE id = $1 AND account_id = $2 RETURNING status, deleted_at > 0`, id, accountID).
+		Scan(&status, &deleted)
+	if errors.Is(err, sql.ErrNoRows) {
+		return "", false, ErrNotFound
 	}
 	if err != nil {
-		return false, fmt.Errorf("read job: %w", err)
+		return "", false, fmt.Errorf("read job: %w", err)
 	}
-	return false, ErrNotCancelable
+	return status, deleted, nil
 }
 
 // Deleted is what Delete leaves to do: objects to remove now (a name that ends in / is a prefix), and a worker to tell.
@@ -125,28 +144,23 @@ func (s *Store) Delete(ctx context.Context, accountID, id string) (Deleted, erro
 	var d Deleted
 	err := s.db.InTx(ctx, func(tx *sql.Tx) error {
 		d = Deleted{}
-		var deleted bool
-		err := tx.QueryRowContext(ctx, `SELECT deleted_at > 0 FROM jobs WHERE id = $1 AND account_id = $2`, id, accountID).Scan(&deleted)
-		if errors.Is(err, sql.ErrNoRows) {
-			return ErrNotFound
-		}
-		if err != nil {
-			return fmt.Errorf("read job: %w", err)
-		}
-		if deleted {
-			return nil
-		}
-		if d.WasProcessing, err = cancel(ctx, tx, accountID, id); err != nil && !errors.Is(err, ErrNotCancelable) {
+		status, deleted, err := touch(ctx, tx, accountID, id)
+		if err != nil || deleted {
 			return err
+		}
+		if !status.Terminal() {
+			if d.WasProcessing, err = cancel(ctx, tx, accountID, id); err != nil {
+				return err
+			}
 		}
 		e, err := endRow(ctx, tx, `UPDATE jobs SET deleted_at = now_micros(), source_ready = FALSE, source_url = '', metadata = '{}', hint = '{}', config = '{}',
-				warnings = '[]', result_object = '', result = CASE WHEN status = 'succeeded' THEN '{}' ELSE '' END
-			WHERE id = $1 AND account_id = $2 AND deleted_at = 0 RETURNING `+endedColumns, id, accountID)
-		if errors.Is(err, ErrStale) {
-			return nil // a twin deleted it between the read and here
-		}
+				warnings = '[]', error_message = '', result_object = '', result = CASE WHEN status = 'succeeded' THEN '{}' ELSE '' END
+			WHERE id = $1 RETURNING `+endedColumns, id)
 		if err != nil {
 			return err
+		}
+		if _, err := tx.ExecContext(ctx, `UPDATE uploads SET file_name = '' WHERE id = (SELECT upload_id FROM jobs WHERE id = $1)`, id); err != nil {
+			return fmt.Errorf("forget file name: %w", err)
 		}
 		d.Objects = []string{e.source, e.prefix}
 		return addGarbage(ctx, tx, lostFenceGrace, d.Objects...)

@@ -25,27 +25,30 @@ func (s *Store) Claim(ctx context.Context, id, worker string, lease time.Duratio
 	return j, err
 }
 
-// Heartbeat carries lease, phase and progress in one UPDATE. progress never falls within a run and stays below 100 until the job has
-// succeeded. ErrStale means that the job is no longer the caller's.
+// Heartbeat carries lease, phase and progress in one UPDATE. Nothing goes back within a run: an older phase or a smaller progress is not
+// written. Phase processing is entered by Reserve alone; before it progress stays 0, and until the job has succeeded below 100.
+// ErrStale means that the job is no longer the caller's.
 func (s *Store) Heartbeat(ctx context.Context, id string, fence int64, phase Phase, progress int, lease time.Duration) error {
-	return changeOne(ctx, s.db, `UPDATE jobs SET lease_until = now_micros() + $3, phase = $4,
-			progress = CASE WHEN progress > $5 THEN progress ELSE $5 END
+	return changeOne(ctx, s.db, `UPDATE jobs SET lease_until = now_micros() + $3,
+			phase = CASE WHEN phase = 'uploading' AND $4 <> 'uploading' THEN 'syncing' ELSE phase END,
+			progress = CASE WHEN phase = 'processing' AND progress < $5 THEN $5 ELSE progress END
 		WHERE id = $1 AND fence = $2 AND status = 'processing'`, id, fence, lease.Microseconds(), phase, min(max(progress, 0), 99))
 }
 
-// SourceStored notes that the source is in the bucket, and enters phase syncing.
+// SourceStored notes that the source is in the bucket, and enters phase syncing. ErrStale: not the caller's any more.
 func (s *Store) SourceStored(ctx context.Context, id string, fence, size int64) error {
-	return changeOne(ctx, s.db, `UPDATE jobs SET source_ready = TRUE, source_size = $3, phase = 'syncing'
+	return changeOne(ctx, s.db, `UPDATE jobs SET source_ready = TRUE, source_size = $3, phase = CASE WHEN phase = 'uploading' THEN 'syncing' ELSE phase END
 		WHERE id = $1 AND fence = $2 AND status = 'processing'`, id, fence, size)
 }
 
-// Reserve freezes the price and enters phase processing in one transaction. Errors: ErrStale, billing.ErrInsufficient.
+// Reserve freezes the price and enters phase processing in one transaction. It is safe to repeat, and repeats itself when the answer to
+// COMMIT is lost. Errors: ErrStale, billing.ErrInsufficient.
 func (s *Store) Reserve(ctx context.Context, id string, fence int64, price billing.Millicredits) (billing.Millicredits, error) {
 	var held billing.Millicredits
-	err := s.db.InTx(ctx, func(tx *sql.Tx) error {
+	err := s.inCertainTx(ctx, func(tx *sql.Tx) error {
 		var account string
-		err := tx.QueryRowContext(ctx, `UPDATE jobs SET phase = 'processing', progress = 0
-			WHERE id = $1 AND fence = $2 AND status = 'processing' RETURNING account_id`, id, fence).Scan(&account)
+		err := tx.QueryRowContext(ctx, `UPDATE jobs SET phase = 'processing' WHERE id = $1 AND fence = $2 AND status = 'processing' RETURNING account_id`,
+			id, fence).Scan(&account)
 		if errors.Is(err, sql.ErrNoRows) {
 			return ErrStale
 		}
@@ -55,7 +58,28 @@ func (s *Store) Reserve(ctx context.Context, id string, fence int64, price billi
 		held, err = billing.Reserve(ctx, tx, id, account, price)
 		return err
 	})
-	return held, err
+	if err != nil {
+		return 0, err
+	}
+	return held, nil
+}
+
+// inCertainTx repeats a transaction whose outcome is unknown: its first UPDATE waits for whatever the lost COMMIT still does, and then
+// takes effect or finds the row moved on. f must be safe to repeat after its own success.
+func (s *Store) inCertainTx(ctx context.Context, f func(tx *sql.Tx) error) error {
+	const tries = 3
+	var uncertain error
+	for range tries {
+		err := s.db.InTx(ctx, f)
+		if !errors.Is(err, db.ErrUncertain) {
+			if db.Unavailable(err) {
+				return errors.Join(uncertain, err)
+			}
+			return err
+		}
+		uncertain = err
+	}
+	return uncertain
 }
 
 // Succeed ends the run: the result becomes visible, the hold is confirmed and the account's place is free, in one transaction.
@@ -114,10 +138,10 @@ func (s *Store) Expire(ctx context.Context, id string, fence, budget int64, give
 
 func (s *Store) requeue(ctx context.Context, condition, id string, fence int64, delay time.Duration, budget int64, giveUp *engine.Failure) (dispatch int64, final bool, err error) {
 	err = s.db.InTx(ctx, func(tx *sql.Tx) error {
+		final = false
 		err := tx.QueryRowContext(ctx, backToQueue+`, failures = failures + 1, run_at = now_micros() + $3
 			WHERE `+condition+` AND failures + 1 < $4 RETURNING dispatch`, id, fence, delay.Microseconds(), budget).Scan(&dispatch)
 		if err == nil {
-			final = false
 			return nil
 		}
 		if !errors.Is(err, sql.ErrNoRows) {
@@ -126,7 +150,10 @@ func (s *Store) requeue(ctx context.Context, condition, id string, fence int64, 
 		final = true
 		return failRow(ctx, tx, condition, giveUp, id, fence)
 	})
-	return dispatch, final, err
+	if err != nil {
+		return 0, false, err
+	}
+	return dispatch, final, nil
 }
 
 const backToQueue = `UPDATE jobs SET status = 'queued', phase = '', progress = 0, lease_until = 0, worker = '',
@@ -146,14 +173,14 @@ func (s *Store) Yield(ctx context.Context, id string, fence int64) (dispatch int
 
 // settle runs a transaction that ends the run. When the answer to COMMIT is lost, or an earlier try's was, the row tells whether it happened.
 func (s *Store) settle(ctx context.Context, id string, fence int64, want Status, f func(tx *sql.Tx) error) error {
-	err := s.db.InTx(ctx, f)
-	if !errors.Is(err, db.ErrUncertain) && !errors.Is(err, ErrStale) {
+	err := s.inCertainTx(ctx, f)
+	if !errors.Is(err, ErrStale) {
 		return err
 	}
 	var status Status
 	var finished int64
 	if readErr := s.db.QueryRowContext(ctx, `SELECT status, finished_fence FROM jobs WHERE id = $1`, id).Scan(&status, &finished); readErr != nil {
-		return errors.Join(err, readErr)
+		return fmt.Errorf("%w: read how the run ended: %w", db.ErrUncertain, readErr)
 	}
 	if status == want && finished == fence {
 		return nil

@@ -167,7 +167,11 @@ func (s *Store) bind(ctx context.Context, tx *sql.Tx, accountID string, id Idemp
 	if n, err := result.RowsAffected(); err != nil || n == 1 {
 		return err
 	}
-	return replay(tx.QueryRowContext(ctx, `SELECT fingerprint, status, body FROM idempotency WHERE account_id = $1 AND key = $2`, accountID, id.Key), id.Fingerprint)
+	err = replay(tx.QueryRowContext(ctx, `SELECT fingerprint, status, body FROM idempotency WHERE account_id = $1 AND key = $2`, accountID, id.Key), id.Fingerprint)
+	if errors.Is(err, sql.ErrNoRows) {
+		return ErrIdempotencyBusy // its day ended between the two statements: the next try binds it anew
+	}
+	return err
 }
 
 func bindError(err error) error {

@@ -140,10 +140,14 @@ func (s *Store) Seen(ctx context.Context, jobs []Waiting) error {
 	})
 }
 
-// ExpireUploads gives up uploads that were never used, up to limit; a grace lets a PUT that began in time end first.
+// uploadGrace lets a PUT that began before its upload expired end first: the largest file at 12 Mbit/s.
+const uploadGrace = time.Hour
+
+// ExpireUploads gives up uploads that were never used and expired an hour ago, up to limit.
 func (s *Store) ExpireUploads(ctx context.Context, limit int) (int, error) {
 	return s.sweepObjects(ctx, `UPDATE uploads SET status = 'removed' WHERE id IN (
-		SELECT id FROM uploads WHERE status = 'open' AND expires_at < now_micros() ORDER BY expires_at LIMIT $1) AND status = 'open' RETURNING object`, limit)
+		SELECT id FROM uploads WHERE status = 'open' AND expires_at < now_micros() - $2 ORDER BY expires_at LIMIT $1) AND status = 'open' RETURNING object`,
+		limit, uploadGrace.Microseconds())
 }
 
 // ExpireSources gives up the sources of jobs that ended longer ago than keep.
@@ -195,4 +199,13 @@ func (s *Store) Referenced(ctx context.Context, object string) (bool, error) {
 		return false, fmt.Errorf("look up object: %w", err)
 	}
 	return found, nil
+}
+
+// EndLeases ends every lease at once: for a process that knows itself to be the only one.
+func (s *Store) EndLeases(ctx context.Context) (int64, error) {
+	result, err := s.db.ExecContext(ctx, `UPDATE jobs SET lease_until = 1 WHERE status = 'processing'`)
+	if err != nil {
+		return 0, fmt.Errorf("end leases: %w", err)
+	}
+	return result.RowsAffected()
 }
