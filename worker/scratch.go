@@ -1,0 +1,88 @@
+package worker
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+)
+
+// scratch is this process's private directory for the local files of runs. A lock on it tells the living from the dead, so that a
+// worker that starts removes what killed ones left, and nothing else.
+type scratch struct {
+	dir  string
+	lock *os.File
+}
+
+const lockName = ".lock"
+
+func openScratch(root string) (*scratch, error) {
+	if err := os.MkdirAll(root, 0o700); err != nil {
+		return nil, fmt.Errorf("scratch directory: %w", err)
+	}
+	if err := removeDead(root); err != nil {
+		return nil, err
+	}
+	dir, err := os.MkdirTemp(root, "worker-")
+	if err != nil {
+		return nil, fmt.Errorf("scratch directory: %w", err)
+	}
+	lock, held, err := tryLock(filepath.Join(dir, lockName))
+	if err != nil || held {
+		return nil, errors.Join(fmt.Errorf("lock scratch directory %s", dir), err)
+	}
+	return &scratch{dir: dir, lock: lock}, nil
+}
+
+func removeDead(root string) error {
+	dirs, err := filepath.Glob(filepath.Join(root, "worker-*"))
+	if err != nil {
+		return fmt.Errorf("scratch directory: %w", err)
+	}
+	for _, dir := range dirs {
+		lock, held, err := tryLock(filepath.Join(dir, lockName))
+		if err != nil || held {
+			continue // alive, or being made or removed by another process just now
+		}
+		removeErr := os.RemoveAll(dir)
+		lock.Close()
+		if removeErr != nil {
+			return fmt.Errorf("remove a dead worker's files: %w", removeErr)
+		}
+	}
+	return nil
+}
+
+// tryLock takes the lock file; held tells that another process has it.
+func tryLock(path string) (lock *os.File, held bool, err error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, false, err
+	}
+	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		f.Close()
+		return nil, true, nil
+	}
+	if err != nil {
+		f.Close()
+		return nil, false, err
+	}
+	return f, false, nil
+}
+
+// make creates the directory of one run.
+func (s *scratch) make(jobID string, fence int64) (string, error) {
+	dir := filepath.Join(s.dir, fmt.Sprintf("%s-%d", jobID, fence))
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return "", fmt.Errorf("scratch directory: %w", err)
+	}
+	return dir, nil
+}
+
+func (s *scratch) close() {
+	os.RemoveAll(s.dir) //nolint:errcheck // the next start removes what is left
+	s.lock.Close()
+}

@@ -1,0 +1,214 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"time"
+
+	"go.uber.org/zap"
+
+	"enlarger/engine"
+	"enlarger/job"
+	"enlarger/storage"
+)
+
+// Sweeper repairs what fell: runs whose lease ended, wake-ups that were lost, objects that nothing refers to. Any number of sweepers may
+// run at the same time, and any of them may be killed at any point.
+type Sweeper struct {
+	Jobs       *job.Store
+	Storage    *storage.Store
+	Dispatcher *Dispatcher
+	Log        *zap.Logger
+	// Every (5 s) is the time between sweeps, and how long a wake-up may be quiet before it is looked after.
+	Every time.Duration
+	// Budget (3) is the number of failed runs after which a job fails for good.
+	Budget int64
+	// KeepSources (24 h) is how long a finished job's source is kept.
+	KeepSources time.Duration
+	// OrphansEvery (1 h) is the time between searches for objects without a row, and how old such an object must be.
+	OrphansEvery time.Duration
+
+	nextOrphans time.Time
+}
+
+// Bounds of one sweep.
+const (
+	sweepLost    = 200
+	sweepWaiting = 500
+	sweepGarbage = 200
+	sweepRows    = 1000
+)
+
+// Run sweeps until ctx is done. The first sweep is at once: it wakes what a restart left behind.
+func (s *Sweeper) Run(ctx context.Context) error {
+	def(&s.Every, 5*time.Second)
+	def(&s.Budget, 3)
+	def(&s.KeepSources, 24*time.Hour)
+	def(&s.OrphansEvery, time.Hour)
+	s.nextOrphans = time.Now().Add(s.OrphansEvery)
+	for {
+		s.Sweep(ctx)
+		if !sleep(ctx, s.Every) {
+			return nil
+		}
+	}
+}
+
+// Sweep does one round. Each part is on its own: storage being away must not keep jobs from being woken.
+func (s *Sweeper) Sweep(ctx context.Context) {
+	parts := []struct {
+		name string
+		do   func(context.Context) error
+	}{
+		{"lost runs", s.lostRuns}, {"waiting jobs", s.waitingJobs}, {"expired rows", s.expired}, {"garbage", s.garbage}, {"orphans", s.orphans},
+	}
+	for _, part := range parts {
+		if err := part.do(ctx); err != nil && ctx.Err() == nil {
+			s.Log.Warn("sweep failed", zap.String("part", part.name), zap.Error(err))
+		}
+	}
+}
+
+// lostFailure is what the client of a job hears whose workers died under it until its budget was used up.
+var lostFailure = engine.Failf(engine.ProcessingFailed, "The job could not be completed: its processing was interrupted too often. It was not charged.")
+
+func (s *Sweeper) lostRuns(ctx context.Context) error {
+	lost, err := s.Jobs.LostRuns(ctx, sweepLost)
+	if err != nil {
+		return err
+	}
+	for _, l := range lost {
+		dispatch, final, err := s.Jobs.Expire(ctx, l.ID, l.Fence, s.Budget, lostFailure)
+		if errors.Is(err, job.ErrStale) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		s.Log.Warn("lease ended", zap.String("job_id", l.ID), zap.Int64("fence", l.Fence), zap.String("worker", l.Worker), zap.Bool("given_up", final))
+		if final {
+			continue
+		}
+		if err := s.Dispatcher.Dispatch(ctx, l.ID, l.Media, dispatch); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// waitingJobs makes sure that every queued job has a wake-up in Redis. While wake-ups turn out to be missing (Redis was flushed or restarted) it
+// goes on with the next batch at once.
+func (s *Sweeper) waitingJobs(ctx context.Context) error {
+	for ctx.Err() == nil {
+		jobs, err := s.Jobs.WaitingJobs(ctx, s.Every, sweepWaiting)
+		if err != nil {
+			return err
+		}
+		repaired := 0
+		for _, w := range jobs {
+			missing, err := s.look(ctx, w)
+			if err != nil {
+				return err
+			}
+			if missing {
+				repaired++
+			}
+		}
+		if err := s.Jobs.Seen(ctx, jobs); err != nil {
+			return err
+		}
+		if repaired > 0 {
+			s.Log.Info("wake-ups sent again", zap.Int("jobs", repaired))
+		}
+		if repaired == 0 || len(jobs) < sweepWaiting {
+			return nil
+		}
+	}
+	return nil
+}
+
+// look sends a waiting job's wake-up again when Redis does not have it, or will never deliver it.
+func (s *Sweeper) look(ctx context.Context, w job.Waiting) (repaired bool, err error) {
+	added, err := s.Dispatcher.enqueue(ctx, w.ID, w.Media, w.Dispatch, 0)
+	if err != nil || added {
+		return added, err
+	}
+	if !s.Dispatcher.lost(w.ID, w.Media, w.Dispatch) {
+		return false, nil
+	}
+	next, err := s.Jobs.Redispatch(ctx, w)
+	if errors.Is(err, job.ErrStale) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	return true, s.Dispatcher.Dispatch(ctx, w.ID, w.Media, next)
+}
+
+func (s *Sweeper) expired(ctx context.Context) error {
+	_, err1 := s.Jobs.ExpireUploads(ctx, sweepRows)
+	_, err2 := s.Jobs.ExpireSources(ctx, s.KeepSources, sweepRows)
+	return errors.Join(err1, err2, s.Jobs.ExpireKeys(ctx, sweepRows))
+}
+
+// garbage removes objects that rows gave up. Rows are forgotten only after the objects are gone.
+func (s *Sweeper) garbage(ctx context.Context) error {
+	objects, err := s.Jobs.Garbage(ctx, sweepGarbage)
+	if err != nil || len(objects) == 0 {
+		return err
+	}
+	keys := []string{}
+	for _, object := range objects {
+		if !strings.HasSuffix(object, "/") {
+			keys = append(keys, object)
+			continue
+		}
+		found, err := s.Storage.List(ctx, object, "", sweepRows)
+		if err != nil {
+			return err
+		}
+		for _, f := range found {
+			keys = append(keys, f.Key)
+		}
+	}
+	if err := s.Storage.Delete(ctx, keys...); err != nil {
+		return err
+	}
+	return s.Jobs.Removed(ctx, objects)
+}
+
+// orphans removes objects that no row names: what was written by a process that died before its transaction. They must be older than
+// OrphansEvery, longer than any request or run takes from writing an object to naming it.
+func (s *Sweeper) orphans(ctx context.Context) error {
+	if time.Now().Before(s.nextOrphans) {
+		return nil
+	}
+	s.nextOrphans = time.Now().Add(s.OrphansEvery)
+	after := ""
+	for ctx.Err() == nil {
+		objects, err := s.Storage.List(ctx, "", after, sweepRows)
+		if err != nil || len(objects) == 0 {
+			return err
+		}
+		after = objects[len(objects)-1].Key
+		for _, o := range objects {
+			if time.Since(o.Modified) < s.OrphansEvery {
+				continue
+			}
+			named, err := s.Jobs.Referenced(ctx, o.Key)
+			if err != nil {
+				return err
+			}
+			if named {
+				continue
+			}
+			s.Log.Info("orphan removed", zap.String("object", o.Key))
+			if err := s.Storage.Delete(ctx, o.Key); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
