@@ -5,8 +5,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
 	"io"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -39,6 +43,17 @@ var rooms = map[string]struct {
 	"testbed":       {nil, "tests of every room use it, so it may know none of them"},
 }
 
+// narrow lists arrows that exist for a few names only; the names are the whole of what the package may use.
+var narrow = []struct {
+	from, to string
+	names    []string
+	why      string
+}{
+	{"api", "db", []string{"Unavailable", "ErrUncertain"}, "the API has to tell a database that is away from a fault; it runs no SQL"},
+	{"worker", "db", []string{"Unavailable"}, "a worker waits for a database that is away; it runs no SQL"},
+	{"worker", "billing", []string{"Prices", "ErrInsufficient"}, "a worker carries the price table to the reserve and tells why that failed; credits move in job's transactions"},
+}
+
 // outside lists packages of other modules that only some rooms may import.
 var outside = []struct {
 	prefix string
@@ -57,11 +72,13 @@ var outside = []struct {
 type pkg struct {
 	ImportPath string   `json:"ImportPath"`
 	Imports    []string `json:"Imports"`
+	Dir        string   `json:"Dir"`
+	GoFiles    []string `json:"GoFiles"`
 }
 
 func listPackages(t *testing.T) []pkg {
 	t.Helper()
-	cmd := exec.Command("go", "list", "-json=ImportPath,Imports", "./...")
+	cmd := exec.Command("go", "list", "-json=ImportPath,Imports,Dir,GoFiles", "./...")
 	var problems strings.Builder
 	cmd.Stderr = &problems
 	out, err := cmd.Output()
@@ -111,7 +128,7 @@ func broken(p pkg) []string {
 		if strings.HasPrefix(path, module+"/") {
 			to, rule := roomOf(path), rooms[room]
 			switch {
-			case to == room || slices.Contains(rule.may, to):
+			case to == room || slices.Contains(rule.may, to) || isNarrow(room, to):
 			case to == "testbed" && room != "cmd/enlarger":
 				all = append(all, fmt.Sprintf("%s imports testbed outside its tests: only tests and the benchmark command start private servers", p.ImportPath))
 			case !slices.Contains(rule.may, "*"):
@@ -126,6 +143,82 @@ func broken(p pkg) []string {
 		}
 	}
 	return all
+}
+
+func isNarrow(from, to string) bool {
+	for _, n := range narrow {
+		if n.from == from && n.to == to {
+			return true
+		}
+	}
+	return false
+}
+
+// strayNames gives one sentence for each name of a narrowly imported package that a file uses beyond what is allowed.
+func strayNames(room, name string, source any) ([]string, error) {
+	files := token.NewFileSet()
+	file, err := parser.ParseFile(files, name, source, parser.SkipObjectResolution)
+	if err != nil {
+		return nil, err
+	}
+	local := map[string]int{}
+	for _, spec := range file.Imports {
+		for i, n := range narrow {
+			if n.from == room && spec.Path.Value == `"`+module+"/"+n.to+`"` {
+				as := n.to
+				if spec.Name != nil {
+					as = spec.Name.Name
+				}
+				local[as] = i
+			}
+		}
+	}
+	var all []string
+	ast.Inspect(file, func(node ast.Node) bool {
+		if selector, ok := node.(*ast.SelectorExpr); ok {
+			if base, ok := selector.X.(*ast.Ident); ok {
+				if i, ok := local[base.Name]; ok && !slices.Contains(narrow[i].names, selector.Sel.Name) {
+					all = append(all, fmt.Sprintf("%s uses %s.%s, beyond %v: %s",
+						files.Position(selector.Pos()), narrow[i].to, selector.Sel.Name, narrow[i].names, narrow[i].why))
+				}
+			}
+		}
+		return true
+	})
+	return all, nil
+}
+
+func TestNarrowArrows(t *testing.T) {
+	t.Parallel()
+	for _, p := range listPackages(t) {
+		for _, name := range p.GoFiles {
+			stray, err := strayNames(roomOf(p.ImportPath), filepath.Join(p.Dir, name), nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, sentence := range stray {
+				t.Error(sentence)
+			}
+		}
+	}
+}
+
+func TestNarrowArrowsCatch(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		name, source string
+		want         int
+	}{
+		{"allowed", `package api; import "enlarger/db"; var _ = db.Unavailable`, 0},
+		{"stray", `package api; import "enlarger/db"; var a, b = db.Open, db.ErrUncertain`, 1},
+		{"renamed", `package api; import d "enlarger/db"; var _ = d.Open`, 1},
+		{"another package of that name", `package api; import "other/db"; var _ = db.Open`, 0},
+	} {
+		got, err := strayNames("api", test.name+".go", test.source)
+		if err != nil || len(got) != test.want {
+			t.Errorf("%s: %q, %v; want %d sentences", test.name, got, err, test.want)
+		}
+	}
 }
 
 func TestArrows(t *testing.T) {
@@ -155,7 +248,8 @@ func TestArrowRulesCatch(t *testing.T) {
 		{"enlarger/api", "enlarger/engine/image", true},
 		{"enlarger/api", "database/sql", true},
 		{"enlarger/worker", "enlarger/api", true},
-		{"enlarger/worker", "enlarger/billing", true},
+		{"enlarger/worker", "enlarger/account", true},
+		{"enlarger/worker", "enlarger/billing", false},
 		{"enlarger/worker", "github.com/hibiken/asynq", false},
 		{"enlarger/job", "github.com/hibiken/asynq", true},
 		{"enlarger/job", "database/sql", false},
