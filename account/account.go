@@ -126,7 +126,7 @@ func (s *Store) SetStatus(ctx context.Context, id, status string) error {
 	if status != "active" && status != "suspended" {
 		return fmt.Errorf("status must be active or suspended")
 	}
-	return s.changeOne(ctx, `UPDATE accounts SET status = $2 WHERE id = $1`, id, status)
+	return changeOne(ctx, s.db, `UPDATE accounts SET status = $2 WHERE id = $1`, id, status)
 }
 
 // SetLimits sets the account's own caps; 0 is the server's default.
@@ -134,11 +134,16 @@ func (s *Store) SetLimits(ctx context.Context, id string, maxImage, maxVideo, ra
 	if min(maxImage, maxVideo, rateLimit) < 0 {
 		return fmt.Errorf("limits must not be negative")
 	}
-	return s.changeOne(ctx, `UPDATE accounts SET max_image = $2, max_video = $3, rate_limit = $4 WHERE id = $1`, id, maxImage, maxVideo, rateLimit)
+	return changeOne(ctx, s.db, `UPDATE accounts SET max_image = $2, max_video = $3, rate_limit = $4 WHERE id = $1`, id, maxImage, maxVideo, rateLimit)
 }
 
-func (s *Store) changeOne(ctx context.Context, query string, args ...any) error {
-	result, err := s.db.ExecContext(ctx, query, args...)
+type execer interface {
+	ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error)
+}
+
+// changeOne runs an UPDATE of one account; ErrNotFound when there is no such account.
+func changeOne(ctx context.Context, on execer, query string, args ...any) error {
+	result, err := on.ExecContext(ctx, query, args...)
 	if err != nil {
 		return fmt.Errorf("update account: %w", err)
 	}
@@ -189,7 +194,7 @@ func newSecret() string {
 // wellFormed says whether a text can be a secret of ours.
 func wellFormed(secret string) bool {
 	body, ok := strings.CutPrefix(secret, keyPrefix)
-	if !ok || len(secret) != secretChars {
+	if !ok || len(secret) != secretChars || strings.Trim(body, alphabet) != "" {
 		return false
 	}
 	return subtle.ConstantTimeCompare([]byte(body[randomChars:]), []byte(checksum(body[:randomChars]))) == 1
@@ -211,6 +216,10 @@ func (s *Store) CreateKey(ctx context.Context, accountID, name string) (Key, str
 	secret := newSecret()
 	var key Key
 	err := s.db.InTx(ctx, func(tx *sql.Tx) error {
+		// Writing the account's row makes parallel creations count one after the other.
+		if err := changeOne(ctx, tx, `UPDATE accounts SET name = name WHERE id = $1`, accountID); err != nil {
+			return err
+		}
 		var active int
 		if err := tx.QueryRowContext(ctx, `SELECT COUNT(*) FROM api_keys WHERE account_id = $1 AND status = 'active'`, accountID).Scan(&active); err != nil {
 			return fmt.Errorf("count keys: %w", err)
@@ -220,7 +229,7 @@ func (s *Store) CreateKey(ctx context.Context, accountID, name string) (Key, str
 		}
 		var err error
 		key, err = scanKey(tx.QueryRowContext(ctx, `INSERT INTO api_keys (id, account_id, name, hash, prefix, created_at)
-			SELECT $1, id, $3, $4, $5, now_micros() FROM accounts WHERE id = $2 RETURNING `+keyColumns,
+			VALUES ($1, $2, $3, $4, $5, now_micros()) RETURNING `+keyColumns,
 			"key_"+randomHex(8), accountID, name, hashOf(secret), secret[:shownChars]))
 		return err
 	})
@@ -297,7 +306,7 @@ func (s *Store) Authenticate(ctx context.Context, secret string) (Account, Key, 
 	}
 	k.LastUsed = db.Time(used)
 	if now-used >= usedEvery.Microseconds() {
-		if _, err := s.db.ExecContext(ctx, `UPDATE api_keys SET last_used = $2 WHERE id = $1 AND last_used < $2`, k.ID, now); err != nil {
+		if _, err := s.db.ExecContext(ctx, `UPDATE api_keys SET last_used = $2 WHERE id = $1 AND last_used = $3`, k.ID, now, used); err != nil {
 			return Account{}, Key{}, fmt.Errorf("note key use: %w", err)
 		}
 	}

@@ -42,7 +42,7 @@ var rules = []Rule{
 		LEFT JOIN entries r ON r.hold_id = h.job_id AND r.step = 'reserve'
 		LEFT JOIN entries c ON c.hold_id = h.job_id AND c.step = 'confirm'
 		LEFT JOIN entries l ON l.hold_id = h.job_id AND l.step = 'release'
-		WHERE r.id IS NULL OR r.frozen <> h.amount OR r.account_id <> h.account_id
+		WHERE r.id IS NULL OR r.frozen <> h.amount OR r.account_id <> h.account_id OR c.account_id <> h.account_id OR l.account_id <> h.account_id
 			OR (h.state = 'confirmed') <> (c.id IS NOT NULL) OR (h.state = 'released') <> (l.id IS NOT NULL)
 			OR (c.id IS NOT NULL AND c.used <> h.amount) OR (l.id IS NOT NULL AND l.frozen <> -h.amount)`},
 	{"every entry but a grant belongs to a hold", `

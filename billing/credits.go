@@ -17,7 +17,7 @@ import (
 // Millicredits is an amount of money: a thousandth of a credit.
 type Millicredits int64
 
-// Credits is the size of one credit.
+// Credit is the size of one credit.
 const Credit Millicredits = 1000
 
 // maxAmount keeps sums of many amounts far from overflow: a trillion credits.
@@ -60,8 +60,8 @@ func (m *Millicredits) UnmarshalJSON(text []byte) error {
 func ParseCredits(text string) (Millicredits, error) {
 	wrong := fmt.Errorf("%q is no amount of credits: want a number with at most three decimals, such as 12.5", text)
 	digits, negative := strings.CutPrefix(text, "-")
-	whole, part, _ := strings.Cut(digits, ".")
-	if whole == "" || len(part) > 3 || strings.ContainsAny(whole+part, "+-_") {
+	whole, part, point := strings.Cut(digits, ".")
+	if whole == "" || (point && part == "") || len(part) > 3 || strings.ContainsAny(whole+part, "+-_") {
 		return 0, wrong
 	}
 	units, err := strconv.ParseInt(whole, 10, 64)
@@ -82,7 +82,7 @@ func ParseCredits(text string) (Millicredits, error) {
 	return m, nil
 }
 
-// ceilMillicredits rounds a computed price up to the next thousandth, with a grain of tolerance so that 0.3 stays 300.
+// ceilMillicredits rounds a computed price up to the next thousandth, at most maxAmount, with a grain of tolerance so that 0.3 stays 300.
 func ceilMillicredits(credits float64) Millicredits {
-	return Millicredits(math.Ceil(credits*float64(Credit) - 1e-6))
+	return Millicredits(math.Ceil(min(credits*float64(Credit)-1e-6, float64(maxAmount))))
 }

@@ -44,8 +44,15 @@ func (l *Ledger) Balance(ctx context.Context, accountID string) (Balance, error)
 	return b, nil
 }
 
+// ErrReference means that a grant's reference was used before for another account or amount.
+var ErrReference = errors.New("the reference was used for a different grant")
+
+// maxGranted bounds what an account is granted in its whole life, far from overflow.
+const maxGranted = 1000 * maxAmount
+
 // Grant adds credits to an account, or takes available ones away when the amount is negative. reference makes it safe to
-// repeat: a second grant with the same reference changes nothing; "" makes a new one.
+// repeat: a second grant of the same amount with the same reference changes nothing; "" makes a new one. Errors:
+// ErrInsufficient, ErrReference, sql.ErrNoRows when there is no such account.
 func (l *Ledger) Grant(ctx context.Context, accountID string, amount Millicredits, reference, note string) error {
 	if amount == 0 || amount > maxAmount || amount < -maxAmount {
 		return fmt.Errorf("grant: amount must be between -%v and %v credits and not 0", maxAmount, maxAmount)
@@ -55,12 +62,36 @@ func (l *Ledger) Grant(ctx context.Context, accountID string, amount Millicredit
 	}
 	return l.db.InTx(ctx, func(tx *sql.Tx) error {
 		added, err := addEntry(ctx, tx, entry{account: accountID, hold: reference, step: "grant", posted: amount, note: note})
-		if err != nil || !added {
+		if db.Code(err) == "foreign_key" {
+			return fmt.Errorf("grant: account %s: %w", accountID, sql.ErrNoRows)
+		}
+		if err != nil {
 			return err
 		}
-		return changeOne(ctx, tx, ErrInsufficient,
-			`UPDATE accounts SET posted = posted + $2 WHERE id = $1 AND posted + $2 >= frozen`, accountID, amount)
+		if !added {
+			return sameGrant(ctx, tx, accountID, amount, reference)
+		}
+		none := ErrInsufficient
+		if amount > 0 {
+			none = fmt.Errorf("grant: an account takes at most %v credits in its life", Millicredits(maxGranted))
+		}
+		return changeOne(ctx, tx, none, `UPDATE accounts SET posted = posted + $2 WHERE id = $1 AND posted + $2 >= frozen AND posted + used + $2 <= $3`,
+			accountID, amount, Millicredits(maxGranted))
 	})
+}
+
+// sameGrant returns nil when the grant that has the reference is the one asked for.
+func sameGrant(ctx context.Context, tx *sql.Tx, accountID string, amount Millicredits, reference string) error {
+	var account string
+	var posted Millicredits
+	err := tx.QueryRowContext(ctx, `SELECT account_id, posted FROM entries WHERE hold_id = $1 AND step = 'grant'`, reference).Scan(&account, &posted)
+	if err != nil {
+		return fmt.Errorf("read grant: %w", err)
+	}
+	if account != accountID || posted != amount {
+		return fmt.Errorf("grant %q: %w", reference, ErrReference)
+	}
+	return nil
 }
 
 // Reserve freezes the amount for the job and returns the amount held. A job that holds credits already keeps that hold

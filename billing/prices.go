@@ -1,8 +1,11 @@
 package billing
 
 import (
+	"bytes"
 	_ "embed"
+	"errors"
 	"fmt"
+	"io"
 	"math"
 	"os"
 	"sort"
@@ -61,11 +64,16 @@ func ReadPrices(path string) (*Prices, error) {
 
 func parsePrices(text []byte) (*Prices, error) {
 	p := &Prices{}
-	if err := yaml.Unmarshal(text, p); err != nil {
+	decoder := yaml.NewDecoder(bytes.NewReader(text))
+	decoder.KnownFields(true) // a misspelt key must not become a free tool
+	if err := decoder.Decode(p); err != nil && !errors.Is(err, io.EOF) {
 		return nil, fmt.Errorf("price table: %w", err)
 	}
-	if !(p.ImageBlock > 0) || len(p.Tiers) == 0 || len(p.Weights) == 0 {
+	if p.ImageBlock == 0 || len(p.Tiers) == 0 || len(p.Weights) == 0 {
 		return nil, fmt.Errorf("price table: image_block_megapixels, video_tiers and weights are all required")
+	}
+	if !(p.ImageBlock >= minImageBlock && p.ImageBlock <= maxRate) {
+		return nil, fmt.Errorf("price table: image_block_megapixels must be %v to 1,000,000", minImageBlock)
 	}
 	for _, t := range p.Tiers {
 		if t.ShortSide <= 0 || !validRate(t.Frame) {
@@ -78,10 +86,21 @@ func parsePrices(text []byte) (*Prices, error) {
 		}
 	}
 	sort.Slice(p.Tiers, func(i, j int) bool { return p.Tiers[i].ShortSide < p.Tiers[j].ShortSide })
+	for i, t := range p.Tiers[1:] {
+		if t.ShortSide == p.Tiers[i].ShortSide {
+			return nil, fmt.Errorf("price table: two tiers have short_side %d", t.ShortSide)
+		}
+	}
 	return p, nil
 }
 
-func validRate(rate float64) bool { return rate >= 0 && rate <= 1e6 }
+const (
+	maxRate = 1e6
+	// minImageBlock is a pixel.
+	minImageBlock = 1e-6
+)
+
+func validRate(rate float64) bool { return rate >= 0 && rate <= maxRate }
 
 // Covers returns an error that names the tools that the table has no weight for.
 func (p *Prices) Covers(tools []string) error {
@@ -106,7 +125,8 @@ func (p *Prices) Price(w Work) Millicredits {
 		blocks := 1.0
 		if known {
 			megapixels := float64(w.Width) * float64(w.Height) / 1e6
-			blocks = math.Ceil(megapixels / p.ImageBlock)
+			// The grain keeps 1.1 megapixels at 11 blocks of 0.1; it is far below one pixel.
+			blocks = math.Ceil(megapixels / p.ImageBlock * (1 - 1e-12))
 		}
 		return ceilMillicredits(weight * blocks)
 	}
