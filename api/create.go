@@ -148,7 +148,9 @@ func (c *creation) dispatch(ctx context.Context, j job.Job) {
 }
 
 // location is where to poll.
-func location(id string) map[string]string { return map[string]string{"Location": base + "/jobs/" + id} }
+func location(id string) map[string]string {
+	return map[string]string{"Location": base + "/jobs/" + id}
+}
 
 // write submits the job. When the answer to the commit is lost, the row tells whether it happened.
 func (c *creation) write(ctx context.Context, submission job.Submission) (job.Job, error) {

@@ -219,3 +219,23 @@ func (t errorTable) body(e *Error, requestID string) (int, errorBody) {
 
 // clientGone is the status in the log of a request whose client did not wait for the answer; nobody receives it.
 const clientGone = 499
+
+// jobErrorKind is one line of the list of job errors.
+type jobErrorKind struct {
+	code engine.Code
+	when string
+}
+
+// jobErrorKinds are the codes in `error` of a failed job, for the reference.
+func jobErrorKinds() []jobErrorKind {
+	return []jobErrorKind{
+		{engine.ProcessingFailed, "The processing engine could not complete the task."},
+		{engine.ProcessingTimeout, "The job exceeded the maximum processing time. Credits are refunded."},
+		{engine.FileTooLarge, "A fetched source_url exceeded the size limit."},
+		{engine.UnsupportedFormat, "The source has a type that does not match the tool."},
+		{engine.SSRFBlocked, "The source_url resolved to a disallowed (private or internal) address."},
+		{engine.InsufficientCredits, "The balance was consumed before the authoritative reservation."},
+		{engine.UploadIncomplete, "The uploaded object is missing or incomplete: the file was not fully PUT before the job was created."},
+		{engine.ResolutionLimitExceeded, "The output resolution exceeds the limit. Not charged."},
+	}
+}

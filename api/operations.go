@@ -89,7 +89,7 @@ func (s *server) opCreate(registry huma.Registry) operation {
 		params: []*huma.Param{idempotencyParam()},
 		request: &huma.RequestBody{Required: true, Content: map[string]*huma.MediaType{
 			"application/json": {Schema: registry.Schema(reflect.TypeFor[jobRequest](), true, ""), Examples: map[string]*huma.Example{
-				"image by URL": {Value: sample(`{"image_url": "https://example.com/photo.jpg", "tool": "upscale", "config": {"scale": 4, "face_enhance": true}, "output_format": "jpg"}`)},
+				"image by URL":    {Value: sample(`{"image_url": "https://example.com/photo.jpg", "tool": "upscale", "config": {"scale": 4, "face_enhance": true}, "output_format": "jpg"}`)},
 				"video by upload": {Value: sample(`{"upload_id": "` + exampleUpload + `", "tool": "video_upscale", "config": {"scale": 2, "codec": "h264"}}`)},
 			}},
 			"multipart/form-data": {Schema: registry.Schema(reflect.TypeFor[jobForm](), true, ""), Examples: map[string]*huma.Example{
@@ -177,8 +177,8 @@ func (s *server) opDelete() operation {
 func (s *server) opResult() operation {
 	return operation{
 		id: "get-result", method: http.MethodGet, path: "/jobs/{job_id}/result", tag: "Jobs", summary: "Get the result", handle: s.getResult,
-		doc:    "Redirects to a freshly signed URL of the result, signed again on every call; it works for 15 minutes. Free of charge.",
-		params: []*huma.Param{jobIDParam()},
+		doc:     "Redirects to a freshly signed URL of the result, signed again on every call; it works for 15 minutes. Free of charge.",
+		params:  []*huma.Param{jobIDParam()},
 		replies: []reply{{status: http.StatusFound, doc: "The result is at Location.", headers: map[string]string{"Location": "The signed URL of the file."}}},
 		errors:  []Code{ResultNotReady, JobNotFound, ResultUnavailable, ResultExpired},
 	}
