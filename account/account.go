@@ -65,7 +65,7 @@ func NewStore(d *db.DB) *Store { return &Store{db: d} }
 const maxNameRunes = 100
 
 func checkName(name string) error {
-	if n := utf8.RuneCountInString(name); n == 0 || n > maxNameRunes || strings.ContainsFunc(name, unicode.IsControl) {
+	if n := utf8.RuneCountInString(name); n == 0 || n > maxNameRunes || !utf8.ValidString(name) || strings.ContainsFunc(name, unicode.IsControl) {
 		return fmt.Errorf("name must be 1 to %d printable characters", maxNameRunes)
 	}
 	return nil
