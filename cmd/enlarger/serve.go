@@ -1,0 +1,347 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
+
+	"enlarger/account"
+	"enlarger/api"
+	"enlarger/billing"
+	"enlarger/db"
+	"enlarger/engine"
+	"enlarger/engine/ffmpeg"
+	"enlarger/engine/image"
+	"enlarger/engine/video"
+	"enlarger/job"
+	"enlarger/storage"
+	"enlarger/worker"
+)
+
+type serveCommand struct{}
+
+func (serveCommand) Run(a *app) error {
+	return a.serve("serve", (*settings).check, roles{api: true, worker: true, migrate: true})
+}
+
+type apiCommand struct{}
+
+func (apiCommand) Run(a *app) error {
+	return a.serve("api", func(s *settings) error { return s.fleet("api") }, roles{api: true})
+}
+
+type workerCommand struct{}
+
+func (workerCommand) Run(a *app) error {
+	return a.serve("worker", func(s *settings) error { return s.fleet("worker") }, roles{worker: true})
+}
+
+// roles say what a process does.
+type roles struct{ api, worker, migrate bool }
+
+// parts are what a process is built of.
+type parts struct {
+	log      *zap.Logger
+	settings *settings
+	public   string
+	db       *db.DB
+	jobs     *job.Store
+	prices   *billing.Prices
+	catalog  *engine.Catalog
+	redis    redis.UniversalClient
+	storage  *storage.Store
+	fetcher  *storage.Fetcher
+	// media serves the embedded store under its bucket's path; nil when the storage is elsewhere.
+	media http.Handler
+	// closers run last to first.
+	closers []func()
+}
+
+func (p *parts) onClose(f func()) { p.closers = append(p.closers, f) }
+
+func (p *parts) close() {
+	for i := len(p.closers) - 1; i >= 0; i-- {
+		p.closers[i]()
+	}
+}
+
+// serve builds the parts and runs the roles until a signal ends it. What a role needs and has not been given is embedded.
+func (a *app) serve(name string, check func(*settings) error, do roles) error {
+	if err := check(a.settings); err != nil {
+		return err
+	}
+	p := &parts{log: a.log.Named(name), settings: a.settings}
+	defer p.close()
+	if err := p.build(a.base, do); err != nil {
+		return err
+	}
+	// Services outlive the drain: a worker that gives its jobs back needs database, Redis and storage for it.
+	running, stop := context.WithCancel(context.WithoutCancel(a.base))
+	defer stop()
+	group, failed := errgroup.WithContext(running)
+	ending, end := context.WithCancel(failed)
+	defer end()
+	unlink := context.AfterFunc(a.base, end)
+	defer unlink()
+
+	sweeper := &worker.Sweeper{
+		Jobs: p.jobs, Storage: p.storage, Dispatcher: worker.NewDispatcher(p.redis), Log: p.log.Named("sweeper"),
+		Every: p.settings.Sweep, Budget: p.settings.RetryBudget, KeepSources: p.settings.KeepSources,
+	}
+	group.Go(func() error { return sweeper.Run(ending) })
+	if do.worker {
+		w, err := p.newWorker()
+		if err != nil {
+			return err
+		}
+		group.Go(func() error { return w.Run(ending) })
+	}
+	if do.api {
+		if err := p.serveAPI(group, ending); err != nil {
+			end()
+			return errors.Join(err, group.Wait())
+		}
+	}
+	return group.Wait()
+}
+
+func (p *parts) build(ctx context.Context, do roles) error {
+	var err error
+	s := p.settings
+	if p.public, err = s.publicURL(); err != nil {
+		return err
+	}
+	if err := p.lockData(); err != nil {
+		return err
+	}
+	if p.catalog, err = newCatalog(s); err != nil {
+		return err
+	}
+	if p.prices, err = billing.ReadPrices(s.Pricing); err != nil {
+		return err
+	}
+	names := []string{}
+	for _, tool := range p.catalog.Tools() {
+		names = append(names, tool.Name)
+	}
+	if err := p.prices.Covers(names); err != nil {
+		return err
+	}
+	if err := p.openDatabase(ctx, do.migrate); err != nil {
+		return err
+	}
+	p.jobs = job.NewStore(p.db)
+	if err := p.openRedis(ctx); err != nil {
+		return err
+	}
+	if err := p.openStorage(ctx, do.migrate); err != nil {
+		return err
+	}
+	return p.openFetcher()
+}
+
+// lockData keeps two processes from using one embedded data directory: each would take the other's runs for lost.
+func (p *parts) lockData() error {
+	s := p.settings
+	if s.Database != "" && s.Redis != "" && s.S3Endpoint != "" {
+		return nil
+	}
+	if err := os.MkdirAll(s.Data, 0o700); err != nil {
+		return fmt.Errorf("data directory: %w", err)
+	}
+	unlock, err := lockFile(filepath.Join(s.Data, "lock"))
+	if err != nil {
+		return fmt.Errorf("data directory %s: %w", s.Data, err)
+	}
+	p.onClose(unlock)
+	return nil
+}
+
+func newCatalog(s *settings) (*engine.Catalog, error) {
+	runner, err := ffmpeg.Open(ffmpeg.Config{FFmpeg: s.FFmpeg, FFprobe: s.FFprobe})
+	if err != nil {
+		return nil, err
+	}
+	limits := engine.DefaultLimits()
+	limits.ImagePixels = int64(s.MaxMegapixels) * 1_000_000
+	tools := image.Tools(image.Options{FFmpeg: runner, JPEGQuality: s.JPEGQuality})
+	return engine.NewCatalog(limits, append(tools, video.Tools(runner, video.Options{})...)...), nil
+}
+
+func (p *parts) openDatabase(ctx context.Context, migrate bool) error {
+	d, err := db.Open(ctx, db.Config{URL: p.settings.database(), MaxConns: p.settings.DBConns})
+	if err != nil {
+		return err
+	}
+	p.db = d
+	p.onClose(func() { d.Close() })
+	if migrate {
+		return d.Migrate(ctx)
+	}
+	return d.Migrated(ctx)
+}
+
+// openRedis connects to the Redis of the settings, or starts one inside the process.
+func (p *parts) openRedis(ctx context.Context) error {
+	if p.settings.Redis == "" {
+		client, stop := embeddedRedis()
+		p.redis = client
+		p.onClose(stop)
+		return p.loseRuns(ctx)
+	}
+	options, err := redis.ParseURL(p.settings.Redis)
+	if err != nil {
+		return fmt.Errorf("%w: ENLARGER_REDIS: %w", errUsage, err)
+	}
+	client := redis.NewClient(options)
+	p.redis = client
+	p.onClose(func() { client.Close() })
+	ctx, stop := context.WithTimeout(ctx, 5*time.Second)
+	defer stop()
+	if err := client.Ping(ctx).Err(); err != nil {
+		return fmt.Errorf("connect to Redis: %w", err)
+	}
+	return nil
+}
+
+// loseRuns ends the leases that a killed all-in-one process left: with everything in one process, nobody else can hold them.
+func (p *parts) loseRuns(ctx context.Context) error {
+	n, err := p.jobs.EndLeases(ctx)
+	if n > 0 {
+		p.log.Info("runs of the last process will be taken up again", zap.Int64("jobs", n))
+	}
+	return err
+}
+
+func openS3(s *settings) (*storage.Store, error) {
+	return storage.Open(storage.Config{
+		Endpoint: s.S3Endpoint, PublicEndpoint: s.S3PublicEndpoint, Region: s.S3Region, Bucket: s.S3Bucket,
+		AccessKey: s.S3AccessKey, SecretKey: s.S3SecretKey, PathStyle: !s.S3VirtualHost,
+	})
+}
+
+func (p *parts) openStorage(ctx context.Context, create bool) error {
+	var err error
+	if p.settings.S3Endpoint == "" {
+		err = p.embedStorage()
+	} else {
+		p.storage, err = openS3(p.settings)
+	}
+	if err != nil || !create {
+		return err
+	}
+	return p.storage.EnsureBucket(ctx)
+}
+
+// embedStorage opens the store on the local disk. The process itself reaches it over a loopback port of its own, clients over the API's.
+func (p *parts) embedStorage() error {
+	s := p.settings
+	embedded, err := storage.OpenEmbedded(filepath.Join(s.Data, "objects"), storage.EmbeddedConfig{
+		Bucket: s.S3Bucket, AccessKey: s.S3AccessKey, SecretKey: s.S3SecretKey, MaxPutBytes: s.MaxVideoBytes, Logger: p.log.Named("objects"),
+	})
+	if err != nil {
+		return err
+	}
+	p.onClose(func() { embedded.Close() })
+	p.media = embedded.Handler()
+	endpoint, err := embedded.Start("127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	access, secret := embedded.Credentials()
+	p.storage, err = storage.Open(storage.Config{
+		Endpoint: endpoint, PublicEndpoint: p.public, Region: "us-east-1", Bucket: s.S3Bucket,
+		AccessKey: access, SecretKey: secret, PathStyle: true,
+	})
+	return err
+}
+
+func (p *parts) openFetcher() error {
+	cfg := storage.FetchConfig{MaxBytes: p.settings.MaxFetchBytes, UserAgent: "enlarger/" + version}
+	for _, text := range p.settings.FetchPrivate {
+		prefix, err := netip.ParsePrefix(text)
+		if err != nil {
+			return fmt.Errorf("%w: ENLARGER_FETCH_ALLOW: %q is no network such as 10.0.0.0/8", errUsage, text)
+		}
+		cfg.AllowPrefixes = append(cfg.AllowPrefixes, prefix)
+	}
+	for _, port := range p.settings.FetchPorts {
+		if port < 1 || port > 65535 {
+			return fmt.Errorf("%w: ENLARGER_FETCH_PORTS: %d is no port", errUsage, port)
+		}
+		cfg.Ports = append(cfg.Ports, uint16(port))
+	}
+	p.fetcher = storage.NewFetcher(cfg)
+	return nil
+}
+
+func (p *parts) newWorker() (*worker.Worker, error) {
+	s := p.settings
+	return worker.New(worker.Config{
+		Name: s.workerName(), Jobs: p.jobs, Prices: p.prices, Catalog: p.catalog, Storage: p.storage, Fetcher: p.fetcher, Redis: p.redis,
+		Log: p.log.Named("worker"), Scratch: filepath.Join(s.Data, "scratch"),
+		ImageSlots: s.imageSlots(), VideoSlots: s.VideoSlots, Memory: s.Memory, Lease: s.Lease, Heartbeat: s.Heartbeat, Budget: s.RetryBudget,
+		Grace: s.Grace, ImageTimeout: s.ImageTimeout, VideoTimeout: s.VideoTimeout, MaxUpload: s.MaxVideoBytes, MaxFetch: s.MaxFetchBytes,
+	})
+}
+
+// serveAPI listens and serves until ending is done, then lets requests in flight end.
+func (p *parts) serveAPI(group *errgroup.Group, ending context.Context) error {
+	s := p.settings
+	dispatcher := worker.NewDispatcher(p.redis)
+	handler, err := api.New(api.Config{
+		Accounts: account.NewStore(p.db), Jobs: p.jobs, Ledger: billing.NewLedger(p.db), Prices: p.prices, Catalog: p.catalog,
+		Storage: p.storage, Fetcher: p.fetcher, Redis: p.redis, SniffImage: image.SniffPrefix,
+		Dispatch: dispatcher.Dispatch,
+		Stopped: func(ctx context.Context, id string) {
+			if err := dispatcher.Stop(ctx, id); err != nil {
+				p.log.Warn("workers not told that a job stopped", zap.Error(err))
+			}
+		},
+		Limits: api.Limits{
+			ImageUploadBytes: s.MaxImageBytes, VideoUploadBytes: s.MaxVideoBytes, RatePerMinute: s.RateLimit,
+			MaxImage: s.MaxImageJobs, MaxVideo: s.MaxVideoJobs, ResultURLTTL: s.ResultURLLife,
+		},
+		PublicURL: p.public, Now: time.Now, Log: p.log.Named("api"), Version: version,
+	})
+	if err != nil {
+		return err
+	}
+	mux := http.NewServeMux()
+	mux.Handle("/", handler)
+	if p.media != nil {
+		mux.Handle("/"+s.S3Bucket+"/", p.media)
+	}
+	listener, err := net.Listen("tcp", s.Listen)
+	if err != nil {
+		return fmt.Errorf("listen: %w", err)
+	}
+	server := api.NewHTTPServer(mux, p.log)
+	p.log.Info("serving", zap.String("url", p.public+"/api/v1"), zap.Stringer("address", listener.Addr()))
+	group.Go(func() error {
+		if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+			return fmt.Errorf("serve: %w", err)
+		}
+		return nil
+	})
+	group.Go(func() error {
+		<-ending.Done()
+		ctx, stop := context.WithTimeout(context.WithoutCancel(ending), s.Grace)
+		defer stop()
+		if err := server.Shutdown(ctx); err != nil {
+			server.Close()
+		}
+		return nil
+	})
+	return nil
+}

@@ -1,0 +1,185 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/url"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"time"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"golang.org/x/term"
+)
+
+// settings is the whole configuration, from flags and environment. Every field has its default and its limit here.
+type settings struct {
+	Data      string `env:"ENLARGER_DATA" default:"data" placeholder:"DIR" help:"Directory for everything the all-in-one server keeps, and for workers' scratch files."`
+	Listen    string `env:"ENLARGER_LISTEN" default:":8080" placeholder:"ADDR" help:"Address the API listens on."`
+	PublicURL string `env:"ENLARGER_PUBLIC_URL" placeholder:"URL" help:"Base URL that clients reach the API by, without /api/v1. Default: http://localhost and the port of --listen."`
+
+	Database string `env:"ENLARGER_DATABASE" placeholder:"URL" help:"postgres://... or sqlite:PATH. Default: an SQLite file in the data directory (serve only)."`
+	DBConns  int    `env:"ENLARGER_DATABASE_CONNECTIONS" default:"0" help:"Most database connections of one process; 0 means 16 on PostgreSQL and 8 on SQLite."`
+	Redis    string `env:"ENLARGER_REDIS" placeholder:"URL" help:"redis://, rediss:// or unix:// URL. Default: a Redis inside the process (serve only)."`
+
+	S3Endpoint       string `env:"ENLARGER_S3_ENDPOINT" name:"s3-endpoint" placeholder:"URL" help:"Endpoint of the object storage (R2, MinIO, AWS ...). Default: a store on the local disk, at the API's own port (serve only)."`
+	S3PublicEndpoint string `env:"ENLARGER_S3_PUBLIC_ENDPOINT" name:"s3-public-endpoint" placeholder:"URL" help:"Endpoint that presigned URLs carry, when clients reach the storage by another name than the servers."`
+	S3Region         string `env:"ENLARGER_S3_REGION" name:"s3-region" default:"auto" help:"Region of the bucket."`
+	S3Bucket         string `env:"ENLARGER_S3_BUCKET" name:"s3-bucket" default:"enlarger-media" help:"Bucket for sources and results."`
+	S3AccessKey      string `env:"ENLARGER_S3_ACCESS_KEY" name:"s3-access-key" help:"Access key of the object storage."`
+	S3SecretKey      string `env:"ENLARGER_S3_SECRET_KEY" name:"s3-secret-key" help:"Secret key of the object storage."`
+	S3VirtualHost    bool   `env:"ENLARGER_S3_VIRTUAL_HOST" name:"s3-virtual-host" help:"Address the bucket as a host name instead of a path."`
+
+	Pricing string `env:"ENLARGER_PRICING" placeholder:"FILE" help:"Price table (YAML). Default: the built-in one, billing/pricing.yaml."`
+
+	RateLimit     int           `env:"ENLARGER_RATE_LIMIT" default:"600" help:"Requests a minute and API key."`
+	MaxImageJobs  int           `env:"ENLARGER_MAX_IMAGE_JOBS" default:"50" help:"Image jobs an account may have in flight."`
+	MaxVideoJobs  int           `env:"ENLARGER_MAX_VIDEO_JOBS" default:"10" help:"Video jobs an account may have in flight."`
+	MaxImageBytes int64         `env:"ENLARGER_MAX_IMAGE_BYTES" default:"209715200" help:"Largest direct image upload in bytes."`
+	MaxVideoBytes int64         `env:"ENLARGER_MAX_VIDEO_BYTES" default:"5261334937" help:"Largest video upload (single PUT) in bytes."`
+	MaxFetchBytes int64         `env:"ENLARGER_MAX_FETCH_BYTES" default:"209715200" help:"Largest file fetched from a client's URL, in bytes."`
+	MaxMegapixels int           `env:"ENLARGER_MAX_MEGAPIXELS" default:"200" help:"Largest image output in megapixels."`
+	FetchPrivate  []string      `env:"ENLARGER_FETCH_ALLOW" placeholder:"CIDR" help:"Networks that client URLs may lead to although they are private (for intranets and tests)."`
+	FetchPorts    []int         `env:"ENLARGER_FETCH_PORTS" placeholder:"PORT" help:"Ports that client URLs may name besides 80 and 443."`
+	KeepSources   time.Duration `env:"ENLARGER_KEEP_SOURCES" default:"24h" help:"How long a finished job's source is kept."`
+	GeoHeader     string        `env:"ENLARGER_GEO_HEADER" help:"Trusted proxy header that holds the client's country code."`
+	GeoBlocked    []string      `env:"ENLARGER_GEO_BLOCKED" help:"Country codes that are refused with geo_restricted."`
+	ResultURLLife time.Duration `env:"ENLARGER_RESULT_URL_LIFE" default:"24h" help:"How long a job's result_url is good for."`
+
+	ImageSlots   int           `env:"ENLARGER_IMAGE_SLOTS" default:"0" help:"Image jobs a worker carries at the same time; 0 means the number of CPUs."`
+	VideoSlots   int           `env:"ENLARGER_VIDEO_SLOTS" default:"1" help:"Video jobs a worker carries at the same time."`
+	Memory       int64         `env:"ENLARGER_WORKER_MEMORY" default:"1073741824" help:"Bound on the estimated peak bytes of a worker's runs together."`
+	WorkerName   string        `env:"ENLARGER_WORKER_NAME" help:"Name of this worker in job rows and logs. Default: host name and process id."`
+	Lease        time.Duration `env:"ENLARGER_LEASE" default:"20s" help:"How long a silent worker keeps its job."`
+	Heartbeat    time.Duration `env:"ENLARGER_HEARTBEAT" default:"5s" help:"How often a worker renews its lease."`
+	Sweep        time.Duration `env:"ENLARGER_SWEEP" default:"5s" help:"How often lost jobs and wake-ups are looked for."`
+	Grace        time.Duration `env:"ENLARGER_GRACE" default:"25s" help:"How long a stopping worker lets its jobs go on before it gives them back."`
+	RetryBudget  int64         `env:"ENLARGER_RETRY_BUDGET" default:"3" help:"Failed runs after which a job fails for good."`
+	ImageTimeout time.Duration `env:"ENLARGER_IMAGE_TIMEOUT" default:"15m" help:"Longest time an image may process."`
+	VideoTimeout time.Duration `env:"ENLARGER_VIDEO_TIMEOUT" default:"24h" help:"Longest time a video may process; shorter videos have shorter limits."`
+
+	FFmpeg      string `env:"ENLARGER_FFMPEG" default:"ffmpeg" placeholder:"PATH" help:"The ffmpeg program."`
+	FFprobe     string `env:"ENLARGER_FFPROBE" default:"ffprobe" placeholder:"PATH" help:"The ffprobe program."`
+	JPEGQuality int    `env:"ENLARGER_JPEG_QUALITY" default:"0" help:"Quality of jpg results, 1-100; 0 means the engine's default."`
+
+	LogLevel  string `env:"ENLARGER_LOG_LEVEL" default:"info" enum:"debug,info,warn,error" help:"debug, info, warn or error."`
+	LogFormat string `env:"ENLARGER_LOG_FORMAT" default:"auto" enum:"auto,json,text" help:"json, text, or auto: text on a terminal."`
+}
+
+// publicURL is the base URL that clients use.
+func (s *settings) publicURL() (string, error) {
+	if s.PublicURL != "" {
+		u, err := url.Parse(s.PublicURL)
+		if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" {
+			return "", fmt.Errorf("%w: ENLARGER_PUBLIC_URL must be like https://api.example.com", errUsage)
+		}
+		return strings.TrimSuffix(s.PublicURL, "/"), nil
+	}
+	host, port, err := net.SplitHostPort(s.Listen)
+	if err != nil {
+		return "", fmt.Errorf("%w: ENLARGER_LISTEN must be like :8080 or 127.0.0.1:8080", errUsage)
+	}
+	if ip := net.ParseIP(host); host == "" || (ip != nil && ip.IsUnspecified()) {
+		host = "localhost"
+	}
+	return "http://" + net.JoinHostPort(host, port), nil
+}
+
+// check refuses settings that cannot work, all at once.
+func (s *settings) check() error {
+	var faults []error
+	positive := map[string]int64{
+		"ENLARGER_RATE_LIMIT": int64(s.RateLimit), "ENLARGER_MAX_IMAGE_JOBS": int64(s.MaxImageJobs), "ENLARGER_MAX_VIDEO_JOBS": int64(s.MaxVideoJobs),
+		"ENLARGER_MAX_IMAGE_BYTES": s.MaxImageBytes, "ENLARGER_MAX_VIDEO_BYTES": s.MaxVideoBytes, "ENLARGER_MAX_FETCH_BYTES": s.MaxFetchBytes,
+		"ENLARGER_MAX_MEGAPIXELS": int64(s.MaxMegapixels), "ENLARGER_WORKER_MEMORY": s.Memory, "ENLARGER_RETRY_BUDGET": s.RetryBudget,
+		"ENLARGER_LEASE": int64(s.Lease), "ENLARGER_HEARTBEAT": int64(s.Heartbeat), "ENLARGER_SWEEP": int64(s.Sweep), "ENLARGER_GRACE": int64(s.Grace),
+		"ENLARGER_VIDEO_SLOTS": int64(s.VideoSlots),
+	}
+	for name, value := range positive {
+		if value <= 0 {
+			faults = append(faults, fmt.Errorf("%s must be greater than 0", name))
+		}
+	}
+	if s.Lease < 2*s.Heartbeat {
+		faults = append(faults, fmt.Errorf("ENLARGER_LEASE (%v) must be at least two heartbeats (ENLARGER_HEARTBEAT, %v)", s.Lease, s.Heartbeat))
+	}
+	if s.JPEGQuality < 0 || s.JPEGQuality > 100 {
+		faults = append(faults, fmt.Errorf("ENLARGER_JPEG_QUALITY must be 1 to 100"))
+	}
+	if len(faults) > 0 {
+		return fmt.Errorf("%w: %w", errUsage, errors.Join(faults...))
+	}
+	return nil
+}
+
+// fleet demands the services that a fleet's processes share.
+func (s *settings) fleet(command string) error {
+	var missing []string
+	for _, need := range []struct{ name, value, example string }{
+		{"ENLARGER_DATABASE", s.Database, "postgres://user:password@host/enlarger"},
+		{"ENLARGER_REDIS", s.Redis, "redis://host:6379/0"},
+		{"ENLARGER_S3_ENDPOINT", s.S3Endpoint, "https://<account>.r2.cloudflarestorage.com"},
+		{"ENLARGER_S3_ACCESS_KEY", s.S3AccessKey, "..."},
+		{"ENLARGER_S3_SECRET_KEY", s.S3SecretKey, "..."},
+	} {
+		if need.value == "" {
+			missing = append(missing, fmt.Sprintf("  %s, for example %s", need.name, need.example))
+		}
+	}
+	if strings.HasPrefix(s.Database, "sqlite:") {
+		missing = append(missing, "  ENLARGER_DATABASE must be PostgreSQL: an SQLite file cannot be shared by processes of a fleet")
+	}
+	if len(missing) > 0 {
+		return fmt.Errorf("%w: `enlarger %s` is a process of a fleet and needs\n%s\nSee docs/running-a-fleet.md; `enlarger serve` needs none of these", errUsage, command, strings.Join(missing, "\n"))
+	}
+	return s.check()
+}
+
+func (s *settings) database() string {
+	if s.Database != "" {
+		return s.Database
+	}
+	return "sqlite:" + filepath.Join(s.Data, "enlarger.db")
+}
+
+func (s *settings) workerName() string {
+	if s.WorkerName != "" {
+		return s.WorkerName
+	}
+	host, err := os.Hostname()
+	if err != nil {
+		host = "worker"
+	}
+	return fmt.Sprintf("%s-%d", host, os.Getpid())
+}
+
+func (s *settings) imageSlots() int {
+	if s.ImageSlots > 0 {
+		return s.ImageSlots
+	}
+	return runtime.NumCPU()
+}
+
+func newLog(level, format string, to io.Writer) (*zap.Logger, error) {
+	at, err := zapcore.ParseLevel(level)
+	if err != nil {
+		return nil, fmt.Errorf("%w: ENLARGER_LOG_LEVEL: %w", errUsage, err)
+	}
+	terminal := false
+	if f, ok := to.(*os.File); ok {
+		terminal = term.IsTerminal(int(f.Fd()))
+	}
+	encoding := zap.NewProductionEncoderConfig()
+	encoding.EncodeTime = zapcore.RFC3339TimeEncoder
+	encoding.EncodeDuration = zapcore.StringDurationEncoder
+	encoder := zapcore.NewJSONEncoder(encoding)
+	if format == "text" || (format == "auto" && terminal) {
+		encoder = zapcore.NewConsoleEncoder(encoding)
+	}
+	return zap.New(zapcore.NewCore(encoder, zapcore.Lock(zapcore.AddSync(to)), at)), nil
+}
