@@ -183,6 +183,8 @@ type Spec[C any] struct {
 	FPS  func(C, Source) float64
 	// Format chooses the output format from what the client asked ("" when it asked nothing). Nil: jpg for images, mp4 for videos.
 	Format func(asked string) string
+	// Fits refuses a plan with a known output size that its format cannot hold, with a Failure. May be nil.
+	Fits func(Plan) error
 	// Measure reads the facts of a source file; what is no source for this tool is an unsupported_format Failure.
 	Measure func(ctx context.Context, path string) (Source, error)
 	// Memory estimates the peak bytes this process needs for a run; nil when it is small.
@@ -266,6 +268,9 @@ func planOf[C any](s Spec[C], config C, src Source, format string) (Plan, error)
 		if p.Frames == 0 && p.FPS > 0 && p.Duration > 0 {
 			p.Frames = max(1, int64(p.Duration*p.FPS+0.5))
 		}
+	}
+	if s.Fits != nil && p.Known() {
+		return p, s.Fits(p)
 	}
 	return p, nil
 }

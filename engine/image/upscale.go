@@ -1,0 +1,140 @@
+package image
+
+import (
+	"context"
+	"fmt"
+	"runtime"
+
+	"enlarger/engine"
+)
+
+type upscaleConfig struct {
+	Scale       int  `json:"scale" doc:"How many times wider and higher the output is." enum:"2,4,8"`
+	FaceEnhance bool `json:"face_enhance" doc:"Restore faces as well."`
+}
+
+func upscaleTool(o Options) engine.Tool {
+	return engine.Define(engine.Spec[upscaleConfig]{
+		Name:     "upscale",
+		Media:    engine.Image,
+		Doc:      "Enlarges an image 2, 4 or 8 times. Transparency and 16-bit depth are kept where the output format can hold them.",
+		Defaults: upscaleConfig{Scale: 2},
+		Examples: []upscaleConfig{{Scale: 2}, {Scale: 4, FaceEnhance: true}, {Scale: 8}},
+		Bad:      []string{`{"scale": 3}`, `{"scale": "2"}`, `{"scale": 2.5}`, `{"scale": 0}`, `{"face_enhance": "yes"}`},
+		Size: func(c upscaleConfig, src engine.Source) (width, height int) {
+			return src.Width * c.Scale, src.Height * c.Scale
+		},
+		Fits:    fits,
+		Measure: o.Measure,
+		Memory: func(c upscaleConfig, task engine.Task) int64 {
+			return o.memory(task)
+		},
+		Process: o.upscale,
+	})
+}
+
+// decodedPart is the part of the progress that decoding is given.
+const decodedPart = 0.1
+
+func (o Options) upscale(ctx context.Context, c upscaleConfig, task engine.Task) (engine.Output, error) {
+	if err := fits(task.Plan); err != nil {
+		return engine.Output{}, err
+	}
+	done := &progress{report: task.Progress}
+	source, err := o.open(ctx, task.Input, task.Scratch)
+	if err != nil {
+		return engine.Output{}, err
+	}
+	defer source.Close()
+	done.reach(decodedPart)
+
+	l := look{width: source.width * c.Scale, height: source.height * c.Scale, deep: source.deep, alpha: source.alpha, grey: source.grey}
+	if l.width != task.Plan.Width || l.height != task.Plan.Height {
+		return engine.Output{}, fmt.Errorf("upscale: output is %dx%d, planned %dx%d", l.width, l.height, task.Plan.Width, task.Plan.Height)
+	}
+	out, err := o.create(ctx, task.Output, task.Plan.Format, l)
+	if err != nil {
+		return engine.Output{}, err
+	}
+	result, err := o.enlarge(ctx, newUpscaler(c.Scale), source, out, done)
+	if err != nil {
+		out.abort()
+		if ctx.Err() != nil {
+			return engine.Output{}, fmt.Errorf("upscale: %w", context.Cause(ctx))
+		}
+		return engine.Output{}, fmt.Errorf("upscale: %w", err)
+	}
+	result.Warnings = source.warnings
+	if out.flatten {
+		result.Warnings = append(result.Warnings, "A jpg has no transparency; the image was laid on white. Use png or webp to keep it.")
+	}
+	if c.FaceEnhance {
+		result.Warnings = append(result.Warnings, "face_enhance is not available on this server yet; the image was upscaled without it.")
+	}
+	result.Facts = map[string]any{
+		"method": "lanczos+backprojection", "scale": c.Scale, "bits": outputBits(out.deep),
+		"source_format": source.header.format, "source_width": source.width, "source_height": source.height,
+	}
+	done.reach(1)
+	return result, nil
+}
+
+// enlarge makes and writes the output band by band.
+func (o Options) enlarge(ctx context.Context, u *upscaler, source *picture, out *encoder, done *progress) (engine.Output, error) {
+	height := source.height * u.scale
+	stride := source.width * u.scale * bytesPerPixel(out.deep)
+	rows := bandRows(stride, height)
+	band := make([]byte, rows*stride)
+	tiles := make([]tile, runtime.GOMAXPROCS(0))
+	for y := 0; y < height; y += rows {
+		part := band[:min(rows, height-y)*stride]
+		if err := u.band(ctx, source.raster, y, part, out.deep, tiles); err != nil {
+			return engine.Output{}, err
+		}
+		if err := out.write(ctx, part); err != nil {
+			return engine.Output{}, err
+		}
+		const writtenPart = 0.98 // the rest is for what an encoder does at its end
+		done.reach(decodedPart + (writtenPart-decodedPart)*float64(y+len(part)/stride)/float64(height))
+	}
+	return out.finish()
+}
+
+// bandRows is how many output rows of so many bytes are made at a time: a multiple of 16, which every scale and the blocks of a
+// JPEG divide, and of the tile height unless rows are very long.
+func bandRows(stride, height int) int {
+	const usual, most = 4 << 20, 32 << 20
+	const unit = 16
+	rows := max(usual/stride/tileHeight*tileHeight, tileHeight)
+	if rows*stride > most {
+		rows = max(most/stride/unit*unit, unit)
+	}
+	return min(rows, height)
+}
+
+func outputBits(deep bool) int {
+	if deep {
+		return 16
+	}
+	return 8
+}
+
+// memory estimates the peak bytes of a run, those of an ffmpeg child included.
+func (o Options) memory(task engine.Task) int64 {
+	// Tiles, bands, deflate and what the runtime keeps free between collections.
+	const base = 96 << 20
+	if !task.Source.Known() || !task.Plan.Known() {
+		return base + 2*heapMost
+	}
+	pixels := int64(task.Source.Width) * int64(task.Source.Height)
+	const decodePixel = 12 // the worst mean over decoders and rasters
+	need := base + min(decodePixel*pixels, 2*heapMost)
+	if decodePixel*pixels > heapMost {
+		need += decodePixel * pixels // ffmpeg's frame and its conversion
+	}
+	if task.Plan.Format == "webp" {
+		const encodePixel = 14
+		need += encodePixel * task.Plan.Pixels()
+	}
+	return need
+}
