@@ -68,7 +68,7 @@ func (s *Store) List(ctx context.Context, accountID string, f Filter) ([]Job, er
 			return nil, fmt.Errorf("list jobs: %w", err)
 		}
 		text := strings.Trim(string(pair), "{}")
-		where("(replace(j.metadata, ?, '') <> j.metadata OR replace(j.metadata, ?, '') <> j.metadata)", "{"+text, ","+text)
+		where("(replace(jobs.metadata, ?, '') <> jobs.metadata OR replace(jobs.metadata, ?, '') <> jobs.metadata)", "{"+text, ","+text)
 	}
 	if f.AfterID != "" {
 		where("(jobs.created_at, jobs.id) < (?, ?)", db.Micros(f.AfterTime), f.AfterID)

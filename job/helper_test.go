@@ -2,9 +2,14 @@ package job
 
 import (
 	"context"
+	"flag"
+	"fmt"
+	"os"
 	"path/filepath"
 	"testing"
 	"time"
+
+	"go.uber.org/goleak"
 
 	"enlarger/account"
 	"enlarger/billing"
@@ -18,12 +23,32 @@ func eachDB(t *testing.T, test func(t *testing.T, d *db.DB)) {
 	t.Helper()
 	t.Run("sqlite", func(t *testing.T) {
 		t.Parallel()
-		test(t, openDB(t, "sqlite:"+filepath.Join(t.TempDir(), "test.db")))
+		test(t, openDB(t, "sqlite:"+filepath.Join(memoryDir(t), "test.db")))
 	})
 	t.Run("postgres", func(t *testing.T) {
 		t.Parallel()
 		test(t, openDB(t, testbed.PostgreSQL(t)))
 	})
+}
+
+// memoryDir is a folder in memory where the system has one: these tests commit thousands of times, and a commit waits for the disk.
+func memoryDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/dev/shm", "enlarger")
+	if err != nil {
+		return t.TempDir()
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
+}
+
+func TestMain(m *testing.M) {
+	// Fewer than rapid's 100: every step of a check goes through a real database. The flags on the command line win.
+	if err := flag.Set("rapid.checks", "12"); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	goleak.VerifyTestMain(m)
 }
 
 func openDB(t *testing.T, url string) *db.DB {
