@@ -37,6 +37,7 @@ stop() {
 trap stop EXIT
 trap 'say ""; say "Stopping ..."; stop; exit 0' INT TERM HUP
 
+umask 077 # accounts, clients' files and the log are nobody else's
 mkdir -p "$demo"
 log=$data/server.log
 export ENLARGER_DATA=$data
