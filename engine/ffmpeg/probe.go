@@ -1,0 +1,132 @@
+package ffmpeg
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"time"
+)
+
+// ErrUnreadable is a file that is no media file of a kind accepted here, or too broken to open.
+var ErrUnreadable = errors.New("unreadable media file")
+
+// ErrTooManyFrames is a file with more video packets than Limits.Packets.
+var ErrTooManyFrames = errors.New("too many frames")
+
+const (
+	// describeBytes bounds the JSON of a file's header, and of its first frames.
+	describeBytes = 4 << 20
+	// firstFrames is how many packets are decoded to read what only frames say.
+	firstFrames = 12
+	// readRate is the slowest rate, in bytes a second, at which a file is expected to be read through.
+	readRate = 20 << 20
+)
+
+// Probe measures a local file: its header, its first frames, and a count of all video packets, which decodes nothing. The error
+// is ErrUnreadable or ErrTooManyFrames when the file is to blame, with the *Error in the chain. A file without video is no error.
+//
+// ffprobe is started here and not by go-ffprobe, whose models describe its answer: that library starts it with no process
+// group, no limits, an unbounded buffer and a program path shared by the whole process.
+func (r *Runner) Probe(ctx context.Context, path string) (*Media, error) {
+	path, err := filepath.Abs(path)
+	if err != nil {
+		return nil, fmt.Errorf("probe: %w", err)
+	}
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, fmt.Errorf("probe: %w", err)
+	}
+	if !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("probe: %w: not a regular file", ErrUnreadable)
+	}
+	text, err := r.describe(ctx, path, "-show_format", "-show_streams", "-show_chapters")
+	if err != nil {
+		return nil, err
+	}
+	h, err := headerFacts(text)
+	if err != nil {
+		return nil, fmt.Errorf("probe: %w: %w", ErrUnreadable, err)
+	}
+	media := &h.media
+	media.Size = info.Size()
+	if len(h.videos) == 0 {
+		return media, nil
+	}
+	tracks, err := r.countPackets(ctx, path, info.Size())
+	if err != nil {
+		return nil, err
+	}
+	var data probeData
+	if err := decode(text, &data); err != nil {
+		return nil, fmt.Errorf("probe: %w: %w", ErrUnreadable, err)
+	}
+	for _, v := range h.videos {
+		track := tracks[v.Index]
+		if track == nil {
+			continue
+		}
+		s := data.Streams[slices.IndexFunc(data.Streams, func(s probeStream) bool { return s.Index == v.Index })]
+		v.measure(track, parseRatio(s.TimeBase), parseRatio(s.RFrameRate), parseRatio(s.AvgFrameRate))
+		if v.Frames > 0 && media.Video == nil {
+			media.Video = v
+		}
+	}
+	if media.Video == nil {
+		return media, nil
+	}
+	text, err = r.describe(ctx, path, "-select_streams", strconv.Itoa(media.Video.Index), "-read_intervals", "%+#"+strconv.Itoa(firstFrames),
+		"-show_frames", "-show_entries", "frame=pix_fmt,interlaced_frame,color_range,color_space,color_primaries,color_transfer:frame_side_data")
+	if err != nil {
+		return nil, err
+	}
+	if err := media.Video.frameFacts(text); err != nil {
+		return nil, fmt.Errorf("probe: %w: %w", ErrUnreadable, err)
+	}
+	return media, nil
+}
+
+// describe runs ffprobe for JSON of bounded size.
+func (r *Runner) describe(ctx context.Context, path string, what ...string) ([]byte, error) {
+	out := &bounded{most: describeBytes}
+	args := append([]string{"-print_format", "json=compact=1"}, what...)
+	err := r.probe(ctx, path, args, process{stdout: out, timeout: r.limits.ProbeTime})
+	if err != nil {
+		return nil, err
+	}
+	return []byte(out.String()), nil
+}
+
+// countPackets reads the whole file and keeps the times of its video packets.
+func (r *Runner) countPackets(ctx context.Context, path string, size int64) (map[int]*timeline, error) {
+	out := &timelines{most: r.limits.Packets, tracks: map[int]*timeline{}}
+	reading := time.Duration(math.Ceil(float64(size)/readRate)) * time.Second
+	args := []string{"-select_streams", "v", "-show_entries", "packet=stream_index,pts,dts,duration,flags", "-print_format", "compact=nokey=1:print_section=0"}
+	err := r.probe(ctx, path, args, process{stdout: out, timeout: r.limits.ProbeTime + reading})
+	if out.over {
+		return nil, fmt.Errorf("probe: %w: over %d", ErrTooManyFrames, r.limits.Packets)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return out.tracks, nil
+}
+
+// probe runs ffprobe over a guarded file. However it ends, short of the caller's context, is the file's doing: a
+// crash, a limit reached, too much output.
+func (r *Runner) probe(ctx context.Context, path string, args []string, p process) error {
+	p.program = r.ffprobe
+	p.args = append([]string{"-hide_banner", "-loglevel", "level+error"}, args...)
+	p.args = append(p.args, r.guard()...)
+	p.args = append(p.args, "-i", "file:"+path)
+	err := r.start(ctx, p)
+	var failed *Error
+	if err == nil || ctx.Err() != nil || !errors.As(err, &failed) {
+		return err
+	}
+	return fmt.Errorf("probe: %w: %w", ErrUnreadable, err)
+}
