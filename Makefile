@@ -50,6 +50,17 @@ docs: build ## write docs/configuration.md from the code
 fuzz: ## fuzz every parser of foreign bytes, FUZZTIME (20s) each
 	@scripts/fuzz.sh
 
+.PHONY: bench
+bench: ## measure latency and throughput beside bare queues, and print the tables of docs/benchmarks.md
+	@scripts/deps.sh test
+	go build -trimpath -o bin/enlarger-bench ./cmd/enlarger-bench
+	bin/enlarger-bench
+
+.PHONY: fixtures
+fixtures: ## make the recorded jobs' media anew (fixtures/media)
+	@scripts/deps.sh run
+	fixtures/make.sh
+
 .PHONY: docker
 docker: ## build the image enlarger:latest
 	docker build --build-arg VERSION=$(VERSION) -t enlarger:latest .
