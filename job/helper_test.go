@@ -27,8 +27,13 @@ func eachDB(t *testing.T, test func(t *testing.T, d *db.DB)) {
 	})
 	t.Run("postgres", func(t *testing.T) {
 		t.Parallel()
-		test(t, openDB(t, testbed.PostgreSQL(t)))
+		test(t, openPostgres(t))
 	})
+}
+
+func openPostgres(t *testing.T) *db.DB {
+	t.Helper()
+	return openDB(t, testbed.PostgreSQL(t))
 }
 
 // memoryDir is a folder in memory where the system has one: these tests commit thousands of times, and a commit waits for the disk.

@@ -16,9 +16,13 @@ import (
 // Claim makes a queued, due job the caller's: status processing, phase uploading, fence + 1, a lease by the database's clock.
 // It returns ErrStale when there is nothing to claim: someone else has the job, it is over, or it is not due yet.
 func (s *Store) Claim(ctx context.Context, id, worker string, lease time.Duration) (Job, error) {
-	j, err := scan(s.db.QueryRowContext(ctx, `UPDATE jobs SET status = 'processing', phase = 'uploading', progress = 0, fence = fence + 1,
+	var j Job
+	err := s.db.WriteRow(ctx, func(row *sql.Row) (err error) {
+		j, err = scan(row)
+		return err
+	}, `UPDATE jobs SET status = 'processing', phase = 'uploading', progress = 0, fence = fence + 1,
 			worker = $2, lease_until = now_micros() + $3, started_at = CASE WHEN started_at = 0 THEN now_micros() ELSE started_at END
-		WHERE id = $1 AND status = 'queued' AND run_at <= now_micros() RETURNING `+columns, id, worker, lease.Microseconds()))
+		WHERE id = $1 AND status = 'queued' AND run_at <= now_micros() RETURNING `+columns, id, worker, lease.Microseconds())
 	if errors.Is(err, ErrNotFound) {
 		return Job{}, ErrStale
 	}
@@ -161,7 +165,8 @@ const backToQueue = `UPDATE jobs SET status = 'queued', phase = '', progress = 0
 
 // Yield gives a run back to the queue because its worker is going away; nothing counts as a failure. ErrStale: not the caller's any more.
 func (s *Store) Yield(ctx context.Context, id string, fence int64) (dispatch int64, err error) {
-	err = s.db.QueryRowContext(ctx, backToQueue+`, run_at = now_micros() WHERE id = $1 AND fence = $2 AND status = 'processing' RETURNING dispatch`, id, fence).Scan(&dispatch)
+	err = s.db.WriteRow(ctx, func(row *sql.Row) error { return row.Scan(&dispatch) },
+		backToQueue+`, run_at = now_micros() WHERE id = $1 AND fence = $2 AND status = 'processing' RETURNING dispatch`, id, fence)
 	if errors.Is(err, sql.ErrNoRows) {
 		return 0, ErrStale
 	}
