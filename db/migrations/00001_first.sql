@@ -92,6 +92,9 @@ CREATE TABLE jobs (
 CREATE INDEX jobs_queued ON jobs (dispatched_at, id) WHERE status = 'queued';
 CREATE INDEX jobs_leases ON jobs (lease_until) WHERE status = 'processing';
 CREATE INDEX jobs_account ON jobs (account_id, created_at, id) WHERE deleted_at = 0;
+-- the search for orphans asks for every object in the bucket
+CREATE INDEX jobs_result ON jobs (result_object) WHERE result_object <> '';
+CREATE INDEX jobs_source ON jobs (source_object);
 CREATE INDEX jobs_source_kept ON jobs (finished_at) WHERE finished_at > 0 AND source_ready;
 
 CREATE TABLE uploads (
@@ -108,6 +111,7 @@ CREATE TABLE uploads (
   expires_at   BIGINT NOT NULL,
   CHECK ((status = 'consumed') = (job_id <> ''))
 );
+CREATE INDEX uploads_object ON uploads (object) WHERE status = 'open';
 CREATE INDEX uploads_open ON uploads (expires_at) WHERE status = 'open';
 
 CREATE TABLE idempotency (
