@@ -35,7 +35,7 @@ var migrations embed.FS
 type DB struct {
 	*sql.DB
 	postgres bool
-	// writer admits one writing transaction at a time on SQLite: waiting here is fair and free, while SQLite's own busy
+	// writer admits one writer at a time on SQLite: waiting here is fair and free, while SQLite's own busy
 	// handler sleeps and retries.
 	writer chan struct{}
 }
@@ -133,6 +133,40 @@ func setDefault(q url.Values, name, value string) {
 	if !q.Has(name) {
 		q.Set(name, value)
 	}
+}
+
+// turn waits until this process may write to SQLite, and returns how to end it. On PostgreSQL nobody waits.
+func (d *DB) turn(ctx context.Context) (end func(), err error) {
+	if d.postgres {
+		return func() {}, nil
+	}
+	select {
+	case d.writer <- struct{}{}:
+		return func() { <-d.writer }, nil
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
+// ExecContext runs one statement that writes. It takes its turn with the transactions: outside of it a lone UPDATE was seen to
+// starve in SQLite's busy handler for seconds while others committed.
+func (d *DB) ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error) {
+	end, err := d.turn(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer end()
+	return d.DB.ExecContext(ctx, query, args...)
+}
+
+// WriteRow is ExecContext for a statement with RETURNING; scan reads the row.
+func (d *DB) WriteRow(ctx context.Context, scan func(row *sql.Row) error, query string, args ...any) error {
+	end, err := d.turn(ctx)
+	if err != nil {
+		return err
+	}
+	defer end()
+	return scan(d.QueryRowContext(ctx, query, args...))
 }
 
 // Postgres says whether this is PostgreSQL.
@@ -233,14 +267,11 @@ func (d *DB) InTx(ctx context.Context, f func(tx *sql.Tx) error) error {
 }
 
 func (d *DB) inTx(ctx context.Context, f func(tx *sql.Tx) error) error {
-	if !d.postgres {
-		select {
-		case d.writer <- struct{}{}:
-			defer func() { <-d.writer }()
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
+	end, err := d.turn(ctx)
+	if err != nil {
+		return err
 	}
+	defer end()
 	tx, err := d.BeginTx(ctx, nil)
 	if err != nil {
 		return fmt.Errorf("begin: %w", err)

@@ -406,15 +406,27 @@ func TestSQLiteParallelWriters(t *testing.T) {
 // A writer that waits for its turn hears when its caller goes away.
 func TestSQLiteWaitEnds(t *testing.T) {
 	t.Parallel()
-	d := open(t, "sqlite:"+filepath.Join(t.TempDir(), "test.db"))
-	gone := errors.New("the caller is gone")
-	err := d.InTx(t.Context(), func(*sql.Tx) error {
-		ctx, cancel := context.WithCancelCause(t.Context())
-		cancel(gone)
-		return d.InTx(ctx, func(*sql.Tx) error { return nil })
-	})
-	if !errors.Is(err, gone) {
-		t.Errorf("got %v", err)
+	const write = "CREATE TABLE never (n BIGINT)"
+	for name, try := range map[string]func(context.Context, *db.DB) error{
+		"transaction": func(ctx context.Context, d *db.DB) error { return d.InTx(ctx, func(*sql.Tx) error { return nil }) },
+		"statement":   func(ctx context.Context, d *db.DB) error { _, err := d.ExecContext(ctx, write); return err },
+		"row": func(ctx context.Context, d *db.DB) error {
+			return d.WriteRow(ctx, func(row *sql.Row) error { return row.Err() }, write)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			d := open(t, "sqlite:"+filepath.Join(t.TempDir(), "test.db"))
+			gone := errors.New("the caller is gone")
+			err := d.InTx(t.Context(), func(*sql.Tx) error {
+				ctx, cancel := context.WithCancelCause(t.Context())
+				cancel(gone)
+				return try(ctx, d)
+			})
+			if !errors.Is(err, gone) {
+				t.Errorf("got %v", err)
+			}
+		})
 	}
 }
 

@@ -22,15 +22,17 @@ import (
 // PostgresServer is a PostgreSQL server of one test's own, to be stopped, killed or frozen at will.
 type PostgresServer struct {
 	bin, dir, addr string
-	as             *syscall.Credential
-	databases      atomic.Int64
+	// settings are "name=value", stronger than our own.
+	settings  []string
+	as        *syscall.Credential
+	databases atomic.Int64
 
 	mu    sync.Mutex
 	child *child
 }
 
 // sharedPostgres is one server for all tests of this process that only need a database; the reaper ends it.
-var sharedPostgres = sync.OnceValues(newPostgres)
+var sharedPostgres = sync.OnceValues(func() (*PostgresServer, error) { return newPostgres(nil) })
 
 // PostgreSQL gives the DSN of a fresh, empty database on a server that this process's tests share. The database is dropped when
 // the test ends.
@@ -51,10 +53,11 @@ func PostgreSQL(t T) string {
 	return dsn
 }
 
-// Postgres starts a server that only this test uses.
-func Postgres(t T) *PostgresServer {
+// Postgres starts a server that only this test uses. settings are "name=value" and stronger than the fast ones that tests get by
+// default, such as fsync=off.
+func Postgres(t T, settings ...string) *PostgresServer {
 	t.Helper()
-	server, err := newPostgres()
+	server, err := newPostgres(settings)
 	if err != nil {
 		t.Fatalf("PostgreSQL for tests: %v", err)
 	}
@@ -151,7 +154,7 @@ func (s *PostgresServer) exec(sql string) error {
 	return err
 }
 
-func newPostgres() (*PostgresServer, error) {
+func newPostgres(settings []string) (*PostgresServer, error) {
 	const folders = "/usr/lib/postgresql/*/bin"
 	initdb, err := lookFor("initdb", folders)
 	if err != nil {
@@ -165,7 +168,7 @@ func newPostgres() (*PostgresServer, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &PostgresServer{bin: filepath.Dir(initdb), dir: dir}
+	s := &PostgresServer{bin: filepath.Dir(initdb), dir: dir, settings: settings}
 	if os.Geteuid() == 0 {
 		// PostgreSQL refuses to run as root.
 		if s.as, err = unprivileged(); err != nil {
@@ -199,13 +202,13 @@ func (s *PostgresServer) start() error {
 		return err
 	}
 	args := []string{"-D", filepath.Join(s.dir, "data")}
-	for _, setting := range []string{
+	for _, setting := range append([]string{
 		"listen_addresses=127.0.0.1", "port=" + port, "unix_socket_directories=", "max_connections=200", "shared_buffers=32MB",
 		// The machine outlives every test, so nothing has to reach the disk. Commits still reach the kernel before they are
 		// answered (synchronous_commit stays on), so that Kill loses none.
 		"fsync=off", "full_page_writes=off", "wal_level=minimal", "max_wal_senders=0", "jit=off",
 		"log_min_messages=warning",
-	} {
+	}, s.settings...) {
 		args = append(args, "-c", setting)
 	}
 	c, err := startChild(s.command("postgres", args...), filepath.Join(s.dir, "log"), syscall.SIGQUIT)
