@@ -34,7 +34,7 @@ type pngWriter struct {
 const (
 	// pngGroupBytes is about how much is deflated in one piece; a piece starts with an empty window, which costs under 1 %.
 	pngGroupBytes = 1 << 20
-	// pngLevel is a trade: level 1 is no faster after filtering, level 6 takes three times as long for 4 %.
+	// pngLevel is a trade measured on photographs: level 1 is no faster, level 6 takes 1.6 times as long for 3 % fewer bytes.
 	pngLevel = 2
 )
 

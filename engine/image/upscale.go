@@ -121,19 +121,23 @@ func outputBits(deep bool) int {
 
 // memory estimates the peak bytes of a run, those of an ffmpeg child included.
 func (o Options) memory(task engine.Task) int64 {
-	// Tiles, bands, deflate and what the runtime keeps free between collections.
-	const base = 96 << 20
+	// Tiles, bands and deflate, and what the runtime keeps free between collections: half as much as is in use.
+	const base = 64 << 20
+	slack := func(bytes int64) int64 { return bytes * 3 / 2 }
 	if !task.Source.Known() || !task.Plan.Known() {
-		return base + 2*heapMost
+		return base + slack(2*heapMost)
 	}
 	pixels := int64(task.Source.Width) * int64(task.Source.Height)
-	const decodePixel = 12 // the worst mean over decoders and rasters
-	need := base + min(decodePixel*pixels, 2*heapMost)
-	if decodePixel*pixels > heapMost {
-		need += decodePixel * pixels // ffmpeg's frame and its conversion
+	// Depth and coding are not known here, so the worst of each format counts.
+	h := header{format: task.Source.Format, width: task.Source.Width, height: task.Source.Height, deep: true, samples: 1.5, progressive: true}
+	decoder := decoderBytes(h, task.Source.Size)
+	need := base + slack(min(decoder+int64(bytesPerPixel(true))*pixels, heapMost))
+	if decoder > heapMost || h.format == "avif" {
+		const childPixel = 16 // its frame, and the same converted
+		need += childPixel * pixels
 	}
 	if task.Plan.Format == "webp" {
-		const encodePixel = 14
+		const encodePixel = 12 // the rows, the library's planes and what it codes into
 		need += encodePixel * task.Plan.Pixels()
 	}
 	return need

@@ -226,7 +226,9 @@ func TestUpscaleReadsEveryFormat(t *testing.T) {
 		{"grey jpeg", jpegBytes(t, grey, 98), grey, 1.2},
 		{"gif", encode(func(b *bytes.Buffer) error { return gif.Encode(b, grey, nil) }), grey, 30},
 		{"bmp", encode(func(b *bytes.Buffer) error { return bmp.Encode(b, img) }), img, 0.8},
-		{"tiff", encode(func(b *bytes.Buffer) error { return tiff.Encode(b, img, &tiff.Options{Compression: tiff.Deflate, Predictor: true}) }), img, 0.8},
+		{"tiff", encode(func(b *bytes.Buffer) error {
+			return tiff.Encode(b, img, &tiff.Options{Compression: tiff.Deflate, Predictor: true})
+		}), img, 0.8},
 		{"lossy webp", encode(func(b *bytes.Buffer) error { return webp.Encode(b, img, &webp.Options{Quality: 98, Method: 4}) }), img, 3},
 		{"lossless webp", encode(func(b *bytes.Buffer) error { return webp.Encode(b, img, &webp.Options{Lossless: true, Method: 4}) }), img, 0.8},
 	} {
@@ -316,6 +318,26 @@ func TestUpscaleLeavesNothingInScratch(t *testing.T) {
 	}
 	if len(left) != 1 {
 		t.Errorf("left behind: %v", left)
+	}
+}
+
+func TestUpscaleMemoryGrowsAndIsBounded(t *testing.T) {
+	t.Parallel()
+	estimate := func(width, height int, from, to string) int64 {
+		order := job{format: to}.order(t)
+		source := engine.Source{Width: width, Height: height, Format: from, Size: 1 << 20}
+		plan, err := order.Plan(source)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return order.Memory(engine.Task{Plan: plan, Source: source})
+	}
+	small, usual, big := estimate(100, 100, "jpeg", "jpg"), estimate(4000, 3000, "jpeg", "jpg"), estimate(7000, 7000, "png", "png")
+	if small >= usual || usual > 300<<20 || big > 300<<20 {
+		t.Errorf("estimates are %d, %d and %d MiB", small>>20, usual>>20, big>>20)
+	}
+	if webp := estimate(4000, 3000, "jpeg", "webp"); webp < usual+200<<20 {
+		t.Errorf("webp of 48 megapixels is estimated at %d MiB", webp>>20)
 	}
 }
 
