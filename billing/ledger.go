@@ -97,18 +97,20 @@ func sameGrant(ctx context.Context, tx *sql.Tx, accountID string, amount Millicr
 // Reserve freezes the amount for the job and returns the amount held. A job that holds credits already keeps that hold
 // and its amount: the first measured price stays. It returns ErrInsufficient or ErrHoldEnded.
 func Reserve(ctx context.Context, tx *sql.Tx, jobID, accountID string, amount Millicredits) (Millicredits, error) {
-	held, state, err := readHold(ctx, tx, jobID)
-	switch {
-	case err != nil:
-		return 0, err
-	case state == "held":
-		return held, nil
-	case state != "":
-		return 0, ErrHoldEnded
-	}
-	if _, err := tx.ExecContext(ctx, `INSERT INTO holds (job_id, account_id, amount, state, created_at) VALUES ($1, $2, $3, 'held', now_micros())`,
-		jobID, accountID, amount); err != nil {
+	result, err := tx.ExecContext(ctx, `INSERT INTO holds (job_id, account_id, amount, state, created_at) VALUES ($1, $2, $3, 'held', now_micros())
+		ON CONFLICT (job_id) DO NOTHING`, jobID, accountID, amount)
+	if err != nil {
 		return 0, fmt.Errorf("insert hold: %w", err)
+	}
+	if n, err := result.RowsAffected(); err != nil || n == 0 {
+		held, state, err2 := readHold(ctx, tx, jobID)
+		if err := errors.Join(err, err2); err != nil {
+			return 0, err
+		}
+		if state != "held" {
+			return 0, ErrHoldEnded
+		}
+		return held, nil
 	}
 	if _, err := addEntry(ctx, tx, entry{account: accountID, hold: jobID, step: "reserve", frozen: amount}); err != nil {
 		return 0, err

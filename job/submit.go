@@ -59,20 +59,19 @@ func (s *Store) Submit(ctx context.Context, sub Submission) (Job, error) {
 			}
 			sub.Source.Object, sub.Source.Size = upload.Object, upload.Size
 		}
-		if err := insertJob(ctx, tx, sub); err != nil {
-			return err
-		}
-		if err := takePlace(ctx, tx, sub); err != nil {
-			return err
-		}
 		var err error
-		created, err = scan(tx.QueryRowContext(ctx, `SELECT `+columns+` FROM jobs WHERE jobs.id = $1`, sub.ID))
-		return err
+		if created, err = insertJob(ctx, tx, sub); err != nil {
+			return err
+		}
+		return takePlace(ctx, tx, sub)
 	})
-	return created, err
+	if err != nil {
+		return Job{}, err
+	}
+	return created, nil
 }
 
-func insertJob(ctx context.Context, tx *sql.Tx, sub Submission) error {
+func insertJob(ctx context.Context, tx *sql.Tx, sub Submission) (Job, error) {
 	if sub.Metadata == nil {
 		sub.Metadata = map[string]string{}
 	}
@@ -84,20 +83,20 @@ func insertJob(ctx context.Context, tx *sql.Tx, sub Submission) error {
 	for _, value := range []any{sub.Order.Hint, warnings, sub.Metadata} {
 		text, err := json.Marshal(value)
 		if err != nil {
-			return fmt.Errorf("encode job: %w", err)
+			return Job{}, fmt.Errorf("encode job: %w", err)
 		}
 		texts = append(texts, string(text))
 	}
-	_, err := tx.ExecContext(ctx, `INSERT INTO jobs (id, account_id, key_id, tool, media, config, format, hint, warnings, metadata, estimate,
+	created, err := scan(tx.QueryRowContext(ctx, `INSERT INTO jobs (id, account_id, key_id, tool, media, config, format, hint, warnings, metadata, estimate,
 			source_kind, source_url, source_object, source_ready, source_size, upload_id, results_prefix, status, run_at, dispatched_at, created_at)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, 'queued', now_micros(), now_micros(), $19)`,
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, 'queued', now_micros(), now_micros(), $19) RETURNING `+columns,
 		sub.ID, sub.AccountID, sub.KeyID, sub.Order.Tool.Name, sub.Order.Tool.Media, string(sub.Order.Canonical), sub.Order.Format,
 		texts[0], texts[1], texts[2], sub.Estimate, sub.Source.Kind, sub.Source.URL, sub.Source.Object, sub.Source.Ready, sub.Source.Size,
-		sub.Source.UploadID, sub.ResultsPrefix, db.Micros(sub.CreatedAt))
+		sub.Source.UploadID, sub.ResultsPrefix, db.Micros(sub.CreatedAt)))
 	if err != nil {
-		return fmt.Errorf("insert job: %w", err)
+		return Job{}, fmt.Errorf("insert job: %w", err)
 	}
-	return nil
+	return created, nil
 }
 
 // takePlace counts the job in flight and checks the balance: the UPDATE itself enforces the cap, so that parallel submits cannot
