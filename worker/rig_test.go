@@ -90,7 +90,7 @@ func newRig(t *testing.T, database string, client redis.UniversalClient) *rig {
 
 	r := &rig{
 		T: t, ctx: ctx, db: d, jobs: job.NewStore(d), ledger: billing.NewLedger(d), storage: store, redis: client,
-		prices: &billing.Prices{ImageBlock: 1, Tiers: []billing.Tier{{ShortSide: 2160, Frame: 0.01}}, Weights: map[string]float64{"double": 1, "film": 1}},
+		prices:  &billing.Prices{ImageBlock: 1, Tiers: []billing.Tier{{ShortSide: 2160, Frame: 0.01}}, Weights: map[string]float64{"double": 1, "film": 1}},
 		fetcher: storage.NewFetcher(storage.FetchConfig{AnyPort: true, AllowPrefixes: []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32")}}),
 		log:     zaptest.NewLogger(t, zaptest.Level(zap.ErrorLevel)), tool: &testTool{started: make(chan string, 100)},
 	}

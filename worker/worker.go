@@ -141,6 +141,8 @@ func (w *Worker) server(queue string, concurrency int) *asynq.Server {
 		Concurrency:       concurrency,
 		Queues:            map[string]int{queue: 1},
 		TaskCheckInterval: w.Poll,
+		// How often wake-ups that were due later are looked at.
+		DelayedTaskCheckInterval: 10 * w.Poll,
 		// An error of the handler means "could not record": soon again.
 		RetryDelayFunc:  func(int, error, *asynq.Task) time.Duration { return w.RetryDelay },
 		ShutdownTimeout: time.Second,

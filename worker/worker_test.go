@@ -362,3 +362,19 @@ func TestLeaseShorterThanHeartbeatIsRefused(t *testing.T) {
 		t.Error("New took a lease that no heartbeat can keep up")
 	}
 }
+
+func TestLeasesOfTheLastProcessEnd(t *testing.T) {
+	each(t, func(r *rig) {
+		// What the all-in-one process does when it starts: nobody else can hold a lease.
+		id := r.submit(r.submission("copy", "3x2"))
+		_, err := r.jobs.Claim(r.ctx, id, "killed", time.Hour)
+		must(t, err)
+		if n, err := r.jobs.EndLeases(r.ctx); n != 1 || err != nil {
+			t.Fatalf("%d leases ended: %v", n, err)
+		}
+		r.start(r.config("b"))
+		if j := r.ends(id, job.Succeeded, ""); j.Fence != 2 || j.Failures != 1 {
+			t.Errorf("fence %d failures %d, want 2 and 1", j.Fence, j.Failures)
+		}
+	})
+}
