@@ -66,6 +66,9 @@ func (f Field) schema() map[string]any {
 	if f.Max != nil {
 		s[high] = *f.Max
 	}
+	if f.Type == "string" && f.Required {
+		s["pattern"] = `\S` // blank is as good as nothing
+	}
 	return s
 }
 
@@ -80,6 +83,9 @@ func fieldsOf[C any](defaults C) ([]Field, error) {
 		if err != nil {
 			return nil, err
 		}
+		if slices.ContainsFunc(fields, func(other Field) bool { return other.Name == f.Name }) {
+			return nil, fmt.Errorf("two fields are named %s", f.Name)
+		}
 		f.index = i
 		fields = append(fields, f)
 	}
@@ -87,10 +93,10 @@ func fieldsOf[C any](defaults C) ([]Field, error) {
 }
 
 func fieldOf(sf reflect.StructField, value reflect.Value) (Field, error) {
-	name, _, _ := strings.Cut(sf.Tag.Get("json"), ",")
+	name, options, _ := strings.Cut(sf.Tag.Get("json"), ",")
 	f := Field{Name: name, Doc: sf.Tag.Get("doc"), Required: sf.Tag.Get("required") == "true"}
-	if name == "" || f.Doc == "" {
-		return f, fmt.Errorf("field %s needs json and doc tags", sf.Name)
+	if name == "" || name == "-" || f.Doc == "" || !sf.IsExported() {
+		return f, fmt.Errorf("field %s must be exported, with json and doc tags", sf.Name)
 	}
 	switch value.Kind() {
 	case reflect.Int:
@@ -120,6 +126,9 @@ func fieldOf(sf reflect.StructField, value reflect.Value) (Field, error) {
 		}
 	}
 	if text := sf.Tag.Get("enum"); text != "" {
+		if f.Type != "integer" && f.Type != "string" {
+			return f, fmt.Errorf("field %s: a %s takes no enum", sf.Name, f.Type)
+		}
 		for _, word := range strings.Split(text, ",") {
 			if f.Type != "integer" {
 				f.Enum = append(f.Enum, word)
@@ -132,7 +141,26 @@ func fieldOf(sf reflect.StructField, value reflect.Value) (Field, error) {
 			f.Enum = append(f.Enum, n)
 		}
 	}
-	return f, nil
+	return f, f.checkDefault(value, strings.Contains(options, "omit"))
+}
+
+// checkDefault makes sure that the canonical config, which has the defaults filled in, reads as itself: a default must be a value that
+// a client could send, or the zero value and omitted.
+func (f Field) checkDefault(value reflect.Value, omitted bool) error {
+	if omitted && !value.IsZero() {
+		return fmt.Errorf("%s: a default other than zero must not be omitted, or a client's zero would become the default", f.Name)
+	}
+	if omitted || f.Required {
+		return nil
+	}
+	text, err := json.Marshal(value.Interface())
+	if err != nil {
+		return fmt.Errorf("%s: default: %w", f.Name, err)
+	}
+	if err := f.decode(text, reflect.New(value.Type()).Elem()); err != nil {
+		return fmt.Errorf("the default is no valid value (if it stands for nothing, its json tag needs omitzero): %w", err)
+	}
+	return nil
 }
 
 // configObject reads the config's keys. Nothing at all and null mean an empty config.
@@ -248,14 +276,17 @@ func (f Field) expects() string {
 	}
 	switch {
 	case f.Min != nil && f.Max != nil:
-		return fmt.Sprintf("%s%s of %v to %v%s", article, f.Type, *f.Min, *f.Max, unit)
+		return fmt.Sprintf("%s%s of %s to %s%s", article, f.Type, plain(*f.Min), plain(*f.Max), unit)
 	case f.Min != nil:
-		return fmt.Sprintf("%s%s of at least %v%s", article, f.Type, *f.Min, unit)
+		return fmt.Sprintf("%s%s of at least %s%s", article, f.Type, plain(*f.Min), unit)
 	case f.Max != nil:
-		return fmt.Sprintf("%s%s of at most %v%s", article, f.Type, *f.Max, unit)
+		return fmt.Sprintf("%s%s of at most %s%s", article, f.Type, plain(*f.Max), unit)
 	}
 	return article + f.Type
 }
+
+// plain writes a number without an exponent.
+func plain(n float64) string { return strconv.FormatFloat(n, 'f', -1, 64) }
 
 // takeHint reads what a client may say of its video, and removes it from the config.
 func takeHint(raw map[string]json.RawMessage) (Source, error) {

@@ -10,6 +10,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"sort"
 )
@@ -66,8 +67,13 @@ type Plan struct {
 // Known says whether the plan has an output size.
 func (p Plan) Known() bool { return p.Width > 0 && p.Height > 0 }
 
-// Pixels is the number of pixels of one output frame.
-func (p Plan) Pixels() int64 { return int64(p.Width) * int64(p.Height) }
+// Pixels is the number of pixels of one output frame, at most 2^63-1: a header can claim sides whose product is more.
+func (p Plan) Pixels() int64 {
+	if p.Width > 0 && int64(p.Height) > math.MaxInt64/int64(p.Width) {
+		return math.MaxInt64
+	}
+	return int64(p.Width) * int64(p.Height)
+}
 
 // ContentType is the MIME type of an output in this plan's format.
 func (p Plan) ContentType() string {
@@ -195,6 +201,9 @@ type Spec[C any] struct {
 // Define makes a Tool of a Spec. It panics on a Spec that cannot work, which a test over the catalog finds.
 func Define[C any](s Spec[C]) Tool {
 	fields, err := fieldsOf[C](s.Defaults)
+	if err == nil && (s.Name == "" || s.Size == nil || (s.Media != Image && s.Media != Video)) {
+		err = errors.New("a name, a media and an output rule are required")
+	}
 	if err != nil {
 		panic(fmt.Sprintf("tool %s: %v", s.Name, err))
 	}
@@ -259,10 +268,15 @@ func planOf[C any](s Spec[C], config C, src Source, format string) (Plan, error)
 	}
 	if s.Media == Video {
 		p.FPS, p.Duration, p.Frames = src.FPS, src.Duration, src.Frames
+		if p.Duration == 0 && p.FPS > 0 {
+			p.Duration = float64(p.Frames) / p.FPS
+		}
 		if s.FPS != nil {
-			if fps := s.FPS(config, src); fps > 0 && fps != src.FPS && src.Duration > 0 {
+			if fps := s.FPS(config, src); fps > 0 && fps != src.FPS {
 				p.FPS = fps
-				p.Frames = max(1, int64(src.Duration*fps+0.5))
+				if p.Duration > 0 {
+					p.Frames = 0
+				}
 			}
 		}
 		if p.Frames == 0 && p.FPS > 0 && p.Duration > 0 {
