@@ -52,6 +52,9 @@ func (x *exchange) WriteHeader(status int) {
 		return
 	}
 	x.status = status
+	if x.body.finish() {
+		x.Header().Set("Connection", "close")
+	}
 	_ = x.control.SetWriteDeadline(time.Now().Add(writeTimeout)) // on the connection, so on the real clock; net/http clears it
 	x.ResponseWriter.WriteHeader(status)
 }

@@ -1,4 +1,4 @@
-// Package api is the HTTP face of enlarger: the whole API of spec/vanceai-open-api.txt under /api/v1, with its OpenAPI document and a
+// Package api is the HTTP face of enlarger: the whole VanceAI Open API under /api/v1, with its OpenAPI document and a
 // reference page made from the same code, and the two health addresses.
 //
 // It decodes, calls and encodes. What it hides: the one table of error codes and statuses, the envelope around everything that can go

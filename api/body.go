@@ -83,15 +83,16 @@ func (b *patientBody) deadline(t time.Time) {
 // allow lets n more bytes come from here on.
 func (b *patientBody) allow(n int64) { b.left = n }
 
-// finish bounds what net/http still reads of an unfinished body before it gives the connection up. Call it when the answer is written.
-func (b *patientBody) finish() {
-	if b.err == nil && b.body != http.NoBody {
-		b.deadline(time.Now().Add(drainTimeout))
+// finish is for when the answer is about to be written. It bounds what net/http then still reads of the body: before the answer, so that the
+// connection can be used again, or after it, so that a client that is still sending gets to see it. broken says that the connection is of no
+// more use.
+func (b *patientBody) finish() (broken bool) {
+	if b.body == http.NoBody || errors.Is(b.err, io.EOF) {
+		return false
 	}
+	b.deadline(time.Now().Add(drainTimeout))
+	return b.err != nil
 }
-
-// Close closes the body.
-func (b *patientBody) Close() error { return b.body.Close() }
 
 // fault is what to tell the client when reading its body failed: nil when it did not.
 func (b *patientBody) fault(limit string) *Error {

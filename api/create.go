@@ -358,16 +358,22 @@ func idempotencyKey(r *http.Request) (string, error) {
 	return key, nil
 }
 
-// discard removes an inline file that no job needs. When storage does not answer, the row on the garbage list makes the sweeper do it.
+// discard removes an inline file that no job needs.
 func (c *creation) discard(ctx context.Context, object string) {
-	ctx, cancel := c.server.outliving(ctx)
+	removing, cancel := context.WithTimeout(context.WithoutCancel(ctx), removeTimeout)
 	defer cancel()
-	err := c.server.cfg.Storage.Delete(ctx, object)
-	if err == nil {
-		return
+	if err := c.server.cfg.Storage.Delete(removing, object); err != nil {
+		c.server.cfg.Log.Warn("refused file not removed; the sweeper will", zap.String("request_id", c.x.id), zap.Error(err))
+		c.note(ctx, object)
 	}
-	if noted := c.server.cfg.Jobs.Discard(ctx, 0, object); noted != nil {
-		err = errors.Join(err, noted)
+}
+
+// note puts an object that no job needs on the list of what the sweeper removes. When the database is away as well, the sweeper's look for
+// orphans finds it in the end.
+func (c *creation) note(ctx context.Context, object string) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), removeTimeout)
+	defer cancel()
+	if err := c.server.cfg.Jobs.Discard(ctx, 0, object); err != nil {
+		c.server.cfg.Log.Warn("object of a refused request not noted for removal", zap.String("request_id", c.x.id), zap.Error(err))
 	}
-	c.server.cfg.Log.Warn("refused file not removed", zap.String("request_id", c.x.id), zap.Error(err))
 }

@@ -8,11 +8,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash"
 	"io"
 	"mime/multipart"
 	"net/http"
 	"sort"
 	"strings"
+	"time"
 	"unicode/utf8"
 
 	"enlarger/engine"
@@ -151,16 +153,15 @@ func (f *form) takeFile(ctx context.Context, name string, part *multipart.Part) 
 	if err != nil {
 		return err
 	}
-	content := &hashedFile{from: io.MultiReader(bytes.NewReader(head), part), sum: sha256.New(), left: most}
+	content := &hashedFile{from: io.MultiReader(bytes.NewReader(head), part), sum: sha256.New(), left: most, wait: f.server.cfg.Limits.CallTimeout}
 	file := &inlineFile{object: storage.SourceKey(f.id), stored: !bound}
 	if bound {
-		_, err = io.Copy(io.Discard, content)
+		err = f.compare(content)
 	} else {
-		// The size is not known before the end: a form does not tell it.
-		_, err = f.server.cfg.Storage.Put(ctx, file.object, content, -1, "image/"+source.Format)
+		err = f.put(ctx, file.object, content, "image/"+source.Format)
 	}
 	if err != nil {
-		return f.notStored(content, err)
+		return err
 	}
 	file.sum, file.source = hex.EncodeToString(content.sum.Sum(nil)), source
 	file.source.Size = content.size
@@ -168,15 +169,37 @@ func (f *form) takeFile(ctx context.Context, name string, part *multipart.Part) 
 	return nil
 }
 
-// notStored tells a body that could not be read from a storage that did not take it.
-func (f *form) notStored(content *hashedFile, err error) error {
+// compare only hashes the file.
+func (f *form) compare(content *hashedFile) error {
+	_, err := io.Copy(io.Discard, content)
 	switch {
+	case errors.Is(err, errFileTooLarge):
+		return f.fileTooLarge()
+	case err != nil:
+		return f.broken(err)
+	}
+	return nil
+}
+
+// put streams the file into storage; its size is not known before the end, because a form does not tell it. The error is the client's when its
+// body could not be read, else the storage's.
+func (f *form) put(ctx context.Context, object string, content *hashedFile, kind string) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	content.watch(cancel)
+	defer content.timer.Stop()
+	_, err := f.server.cfg.Storage.Put(ctx, object, content, -1, kind)
+	switch {
+	case err == nil:
+		return nil
 	case errors.Is(content.err, errFileTooLarge):
 		return f.fileTooLarge()
 	case content.err != nil:
 		return f.broken(content.err)
 	}
-	return unavailable(err)
+	// Its answer may be all that was lost, so the object may be there. Storage is not asked again now: the sweeper will.
+	f.note(ctx, object)
+	return unavailable(errors.Join(err, context.Cause(ctx)))
 }
 
 // early refuses, before the file is read, what the fields so far, the balance or the cap already rule out. bound says that the
@@ -268,22 +291,34 @@ func (f *form) peekTool() {
 
 var errFileTooLarge = errors.New("file is over the limit")
 
-// hashedFile counts and hashes a file as it is read, and remembers why it could not be read.
+// hashedFile counts and hashes a file as it is read, remembers why it could not be read, and gives up on a reader that does not come back.
 type hashedFile struct {
 	from io.Reader
-	sum  interface {
-		io.Writer
-		Sum([]byte) []byte
-	}
+	sum  hash.Hash
 	// left is how many more bytes are allowed.
 	left, size int64
 	err        error
+	// wait is how long the reader may take for what it has read, and a second more for every 2 MiB of the whole.
+	wait  time.Duration
+	timer *time.Timer
+}
+
+var errStorageSlow = errors.New("storage takes too long")
+
+// watch starts to watch the reader.
+func (h *hashedFile) watch(giveUp context.CancelCauseFunc) {
+	h.timer = time.AfterFunc(h.wait, func() { giveUp(errStorageSlow) })
 }
 
 // Read reads on.
 func (h *hashedFile) Read(p []byte) (int, error) {
 	if h.err != nil {
 		return 0, h.err
+	}
+	if h.timer != nil {
+		// While the client is waited for, storage is not.
+		h.timer.Stop()
+		defer func() { h.timer.Reset(h.wait + time.Duration(h.size>>21)*time.Second) }()
 	}
 	n, err := h.from.Read(p)
 	h.size += int64(n)

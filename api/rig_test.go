@@ -35,9 +35,17 @@ import (
 	"enlarger/testbed"
 )
 
-// rig is a whole API on a port of its own, real in every part, with one account that has 1000 credits and one key.
+// rig is a client's view of a whole API on a port of its own, real in every part: one account with 1000 credits and one key.
 type rig struct {
 	testing.TB
+	*world
+	account account.Account
+	key     account.Key
+	secret  string
+}
+
+// world is what the clients of one API share.
+type world struct {
 	ctx      context.Context
 	base     string
 	client   *http.Client
@@ -49,9 +57,6 @@ type rig struct {
 	redis    redis.UniversalClient
 	catalog  *engine.Catalog
 	prices   *billing.Prices
-	account  account.Account
-	key      account.Key
-	secret   string
 	log      *logSink
 	mini     *miniredis.Miniredis
 
@@ -59,6 +64,29 @@ type rig struct {
 	dispatched []string
 	stopped    []string
 	dispatchFn func() error
+	// ahead is added to the API's clock.
+	ahead time.Duration
+}
+
+// fresh is another client of the same API, with an account of its own.
+func (r *rig) fresh(credits int64) *rig {
+	r.Helper()
+	a, k, secret := r.newAccount("another", credits)
+	return &rig{TB: r.TB, world: r.world, account: a, key: k, secret: secret}
+}
+
+// at is the same client reporting to a subtest.
+func (r *rig) at(t testing.TB) *rig {
+	other := *r
+	other.TB = t
+	return &other
+}
+
+// clock moves the API's clock.
+func (r *rig) clock(ahead time.Duration) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.ahead = ahead
 }
 
 // services are the addresses of what a rig stands on.
@@ -109,8 +137,9 @@ func must(t testing.TB, err error) {
 func newRig(t testing.TB, on services) *rig {
 	t.Helper()
 	ctx := context.Background()
-	r := &rig{TB: t, ctx: ctx, client: &http.Client{Timeout: time.Minute, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}, log: &logSink{}, mini: on.mini}
-	transport := &http.Transport{MaxIdleConnsPerHost: 100}
+	r := &rig{TB: t, world: &world{ctx: ctx, log: &logSink{}, mini: on.mini}}
+	r.client = &http.Client{Timeout: time.Minute, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	transport := &http.Transport{MaxIdleConnsPerHost: 100, ExpectContinueTimeout: 5 * time.Second}
 	r.client.Transport = transport
 	t.Cleanup(transport.CloseIdleConnections)
 	var err error
@@ -147,8 +176,13 @@ func newRig(t testing.TB, on services) *rig {
 			defer r.mu.Unlock()
 			r.stopped = append(r.stopped, id)
 		},
-		Limits:    api.Limits{RatePerMinute: 1_000_000, FailedPerMinute: 1_000_000},
+		Limits:    api.Limits{RatePerMinute: 1_000_000, FailedPerMinute: 1_000_000, MaxImage: 1_000_000, MaxVideo: 1_000_000},
 		PublicURL: r.base, Log: zap.New(r.log), Version: "test",
+		Now: func() time.Time {
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			return time.Now().Add(r.ahead)
+		},
 	}
 	if on.change != nil {
 		on.change(&cfg)
@@ -186,7 +220,7 @@ func (r *rig) openStorage(on services) http.Handler {
 	access, secret := store.Credentials()
 	r.storage, err = storage.Open(storage.Config{
 		Endpoint: endpoint, PublicEndpoint: r.base, Bucket: "media", AccessKey: access, SecretKey: secret, PathStyle: true,
-		ResponseTimeout: 3 * time.Second, TempDir: r.TempDir(),
+		TempDir: r.TempDir(),
 	})
 	must(r, err)
 	r.Cleanup(r.storage.Close)

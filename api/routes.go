@@ -89,8 +89,8 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if body == nil {
 		body = http.NoBody
 	}
+	// r.Body stays as it is: net/http looks at it to decide what to do with a body that was not read.
 	x.body = &patientBody{body: body, control: control, patience: s.cfg.Limits.BodyPatience, left: maxJSONBytes}
-	r.Body = x.body
 	h := w.Header()
 	h.Set("X-Request-Id", x.id)
 	h.Set("X-Content-Type-Options", "nosniff")
@@ -99,7 +99,6 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		if p := recover(); p != nil {
 			s.panicked(x, p)
 		}
-		x.body.finish()
 		s.logExchange(x, r)
 	}()
 	s.routes.ServeHTTP(x, r)

@@ -18,7 +18,7 @@ import (
 
 // uploadCreated is the answer of POST /uploads.
 type uploadCreated struct {
-	UploadID  string `json:"upload_id" pattern:"^upl_[0-9a-f]{32}$" doc:"What to create the job with. Single use."`
+	UploadID  string `json:"upload_id" doc:"What to create the job with. Single use."`
 	PutURL    string `json:"put_url" format:"uri" doc:"A presigned URL: send the file there with one PUT and no Authorization header."`
 	ExpiresAt moment `json:"expires_at" doc:"24 hours from now."`
 	MaxBytes  int64  `json:"max_bytes" doc:"The largest file in bytes that put_url takes."`

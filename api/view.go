@@ -54,7 +54,7 @@ func (optionalMoment) Schema(huma.Registry) *huma.Schema {
 
 // jobAccepted is the answer to a new job.
 type jobAccepted struct {
-	JobID            string            `json:"job_id" pattern:"^job_[0-9a-f]{32}$" doc:"The id to poll with."`
+	JobID            string            `json:"job_id" doc:"The id to poll with."`
 	Status           job.Status        `json:"status" enum:"queued" doc:"Always queued."`
 	Tool             string            `json:"tool" doc:"The operation."`
 	Media            engine.Media      `json:"media" enum:"image,video" doc:"What the tool works on."`
@@ -67,7 +67,7 @@ type jobAccepted struct {
 
 // jobView is a job as its account sees it.
 type jobView struct {
-	JobID            string            `json:"job_id" pattern:"^job_[0-9a-f]{32}$"`
+	JobID            string            `json:"job_id"`
 	Status           job.Status        `json:"status" enum:"queued,processing,succeeded,failed,canceled" doc:"Where the job is in its life."`
 	Phase            *job.Phase        `json:"phase" required:"false" doc:"uploading, syncing or processing while the status is processing, else null."`
 	Progress         int               `json:"progress" minimum:"0" maximum:"100" doc:"0 until phase is processing; 100 when the job has succeeded."`
