@@ -1,10 +1,7 @@
 package image
 
 import (
-	"context"
 	"fmt"
-	"image"
-	"image/color"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -22,7 +19,7 @@ func BenchmarkUpscale12MP(b *testing.B) {
 	for _, format := range []string{"jpg", "png", "webp"} {
 		b.Run(format, func(b *testing.B) {
 			for b.Loop() {
-				if _, _, err := (job{format: format, options: Options{FFmpeg: runner(b)}}).run(b, context.Background(), path); err != nil {
+				if _, _, err := (job{format: format, options: Options{FFmpeg: runner(b)}}).run(b.Context(), b, path); err != nil {
 					b.Fatal(err)
 				}
 			}
@@ -80,7 +77,7 @@ func TestBigChild(t *testing.T) {
 		t.Fatal(err)
 	}
 	start := time.Now()
-	out, _, err := job{format: os.Getenv("ENLARGER_BIG_FORMAT"), options: Options{FFmpeg: runner(t)}}.run(t, t.Context(), path)
+	out, _, err := job{format: os.Getenv("ENLARGER_BIG_FORMAT"), options: Options{FFmpeg: runner(t)}}.run(t.Context(), t, path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -139,10 +136,3 @@ func TestPlanRefusesBeforeWork(t *testing.T) {
 		}
 	}
 }
-
-// striped is a large picture that needs no memory, for header tests.
-type striped struct{ w, h int }
-
-func (s striped) ColorModel() color.Model { return color.GrayModel }
-func (s striped) Bounds() image.Rectangle { return image.Rect(0, 0, s.w, s.h) }
-func (s striped) At(x, _ int) color.Color { return color.Gray{Y: uint8(x)} }

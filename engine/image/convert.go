@@ -64,11 +64,11 @@ func convertRow(img image.Image, y int, to []byte, deep bool) {
 		for x := range w {
 			c := img.At(b.Min.X+x, y)
 			if deep {
-				n := color.NRGBA64Model.Convert(c).(color.NRGBA64)
+				n, _ := color.NRGBA64Model.Convert(c).(color.NRGBA64)
 				binary.BigEndian.PutUint64(to[8*x:], uint64(n.R)<<48|uint64(n.G)<<32|uint64(n.B)<<16|uint64(n.A))
 				continue
 			}
-			n := color.NRGBAModel.Convert(c).(color.NRGBA)
+			n, _ := color.NRGBAModel.Convert(c).(color.NRGBA)
 			to[4*x], to[4*x+1], to[4*x+2], to[4*x+3] = n.R, n.G, n.B, n.A
 		}
 	}
@@ -82,7 +82,7 @@ func convertRGBA(from, to []byte) {
 			copy(to[i:i+4], p)
 			continue
 		}
-		n := color.NRGBAModel.Convert(color.RGBA{R: p[0], G: p[1], B: p[2], A: p[3]}).(color.NRGBA)
+		n, _ := color.NRGBAModel.Convert(color.RGBA{R: p[0], G: p[1], B: p[2], A: p[3]}).(color.NRGBA)
 		to[i], to[i+1], to[i+2], to[i+3] = n.R, n.G, n.B, n.A
 	}
 }
@@ -92,7 +92,7 @@ func convertRGBA64(from, to []byte) {
 		v := binary.BigEndian.Uint64(from[i:])
 		if v&0xFFFF != 0xFFFF {
 			c := color.RGBA64{R: uint16(v >> 48), G: uint16(v >> 32), B: uint16(v >> 16), A: uint16(v)}
-			n := color.NRGBA64Model.Convert(c).(color.NRGBA64)
+			n, _ := color.NRGBA64Model.Convert(c).(color.NRGBA64)
 			v = uint64(n.R)<<48 | uint64(n.G)<<32 | uint64(n.B)<<16 | uint64(n.A)
 		}
 		binary.BigEndian.PutUint64(to[i:], v)
@@ -103,7 +103,7 @@ func convertRGBA64(from, to []byte) {
 func convertPaletted(img *image.Paletted, y int, to []byte) {
 	var table [256][4]byte
 	for i, c := range img.Palette[:min(len(img.Palette), 256)] {
-		n := color.NRGBAModel.Convert(c).(color.NRGBA)
+		n, _ := color.NRGBAModel.Convert(c).(color.NRGBA)
 		table[i] = [4]byte{n.R, n.G, n.B, n.A}
 	}
 	for x, v := range img.Pix[img.PixOffset(img.Rect.Min.X, y):][:img.Rect.Dx()] {

@@ -36,7 +36,7 @@ func (o Options) open(ctx context.Context, input, scratch string) (*picture, err
 	if err != nil {
 		return nil, fmt.Errorf("open source: %w", err)
 	}
-	defer f.Close()
+	defer quietly(f.Close)
 	info, err := f.Stat()
 	if err != nil {
 		return nil, fmt.Errorf("stat source: %w", err)
@@ -171,13 +171,16 @@ func (d *decoding) transform() *colorTransform {
 		d.picture.warnings = append(d.picture.warnings, "The colour profile of the source could not be applied; colours may look different.")
 		return nil
 	}
+	if t.isIdentity() {
+		return nil
+	}
 	return t
 }
 
 // internal decodes in this process.
 func (d *decoding) internal(ctx context.Context, inFile bool) error {
 	h := d.picture.header
-	in := &contextReader{ctx: ctx, File: d.file}
+	in := &contextReader{ended: ctx.Err, File: d.file}
 	if _, err := d.file.Seek(0, io.SeekStart); err != nil {
 		return fmt.Errorf("%w: %w", errScratch, err)
 	}
@@ -276,7 +279,7 @@ func (d *decoding) external(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("%w: %w", errScratch, err)
 	}
-	defer os.Remove(f.Name())
+	defer quietly(func() error { return os.Remove(f.Name()) })
 	d.picture.raster = &raster{width: h.width, height: h.height, deep: h.deep, file: f}
 	target, err := filepath.Abs(f.Name())
 	if err != nil {
@@ -360,19 +363,20 @@ func (d *decoding) wholePath() (string, error) {
 
 // contextReader ends a decoder that cannot be cancelled by failing its next read.
 type contextReader struct {
-	ctx context.Context
+	// ended is the context's Err.
+	ended func() error
 	*os.File
 }
 
 func (r *contextReader) Read(b []byte) (int, error) {
-	if err := r.ctx.Err(); err != nil {
+	if err := r.ended(); err != nil {
 		return 0, err
 	}
 	return r.File.Read(b)
 }
 
 func (r *contextReader) ReadAt(b []byte, offset int64) (int, error) {
-	if err := r.ctx.Err(); err != nil {
+	if err := r.ended(); err != nil {
 		return 0, err
 	}
 	return r.File.ReadAt(b, offset)

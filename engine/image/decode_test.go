@@ -163,7 +163,7 @@ func TestOrientation(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := file.write(0, 0, upright.(*image.NRGBA).Pix); err != nil {
+		if err := file.write(0, upright.(*image.NRGBA).Pix); err != nil {
 			t.Fatal(err)
 		}
 		out, err := file.orient(t.Context(), orientation, t.TempDir())

@@ -102,7 +102,7 @@ func (e *encoder) finish() (engine.Output, error) {
 	if err != nil {
 		return engine.Output{}, fmt.Errorf("measure output: %w", err)
 	}
-	defer f.Close()
+	defer quietly(f.Close)
 	info, err := f.Stat()
 	if err != nil {
 		return engine.Output{}, fmt.Errorf("measure output: %w", err)

@@ -242,7 +242,7 @@ func TestBackProjectionConverges(t *testing.T) {
 	for _, scale := range []int{2, 4, 8} {
 		last := math.Inf(1)
 		for rounds := range 4 {
-			weights := kernel(scale, rounds, kernelRadius, lanczos3)
+			weights := kernel(scale, rounds, lanczos3)
 			high := make([]float64, len(low)*scale)
 			for j := range high {
 				for k, w := range weights[j%scale] {
@@ -295,7 +295,7 @@ func TestSet5(t *testing.T) {
 			low := readRaster(t, filepath.Join(dir, fmt.Sprintf("x%d/img_%03d_SRF_%d_LR.png", scale, i, scale)))
 			high := readRaster(t, filepath.Join(dir, fmt.Sprintf("x%d/img_%03d_SRF_%d_HR.png", scale, i, scale)))
 			for name, weights := range map[string][][]float32{
-				"ours": newUpscaler(scale).weights, "lanczos": kernel(scale, 0, kernelRadius, lanczos3), "bicubic": kernel(scale, 0, kernelRadius, catmullRom),
+				"ours": newUpscaler(scale).weights, "lanczos": kernel(scale, 0, lanczos3), "bicubic": kernel(scale, 0, catmullRom),
 			} {
 				u := &upscaler{scale: scale, weights: weights}
 				out := make([]byte, 4*low.width*low.height*scale*scale)

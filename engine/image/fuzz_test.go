@@ -91,7 +91,7 @@ func FuzzProfile(f *testing.F) {
 		if err != nil && !errors.Is(err, errProfile) {
 			t.Fatal(err)
 		}
-		if transform == nil {
+		if err != nil {
 			return
 		}
 		pixels := noise(4, 4, 1).Pix

@@ -79,7 +79,7 @@ func (j job) order(t testing.TB) *engine.Order {
 }
 
 // run measures, plans and processes the file at path, and returns the path of the result.
-func (j job) run(t testing.TB, ctx context.Context, path string) (engine.Output, string, error) {
+func (j job) run(ctx context.Context, t testing.TB, path string) (engine.Output, string, error) {
 	t.Helper()
 	order := j.order(t)
 	source, err := order.Measure(ctx, path)
@@ -102,7 +102,7 @@ func (j job) run(t testing.TB, ctx context.Context, path string) (engine.Output,
 // must is run on the given content, which must succeed; the result is decoded.
 func (j job) must(t testing.TB, content []byte) (engine.Output, image.Image) {
 	t.Helper()
-	out, path, err := j.run(t, t.Context(), writeFile(t, content))
+	out, path, err := j.run(t.Context(), t, writeFile(t, content))
 	if err != nil {
 		t.Fatal(err)
 	}

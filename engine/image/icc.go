@@ -35,8 +35,7 @@ var xyzToLinear = [9]float64{
 	0.0719453, -0.2289914, 1.4052427,
 }
 
-// parseProfile makes the transform of an ICC profile to sRGB; nil without an error when the profile is sRGB already, to one
-// 8-bit code. Profiles that need a look-up table (CMYK, Lab, printers) are an errProfile.
+// parseProfile makes the transform of an ICC profile to sRGB. Profiles that need a look-up table (CMYK, Lab, printers) are an errProfile.
 func parseProfile(profile []byte) (*colorTransform, error) {
 	const headerBytes = 128
 	if len(profile) < headerBytes+4 || len(profile) > maxProfileBytes || string(profile[36:40]) != "acsp" {
@@ -61,9 +60,6 @@ func parseProfile(profile []byte) (*colorTransform, error) {
 	t.encoded = make([]float32, 65537)
 	for i := range t.encoded {
 		t.encoded[i] = float32(65535 * encodeSRGB(float64(min(i, 65535))/65535))
-	}
-	if t.isIdentity() {
-		return nil, nil
 	}
 	return t, nil
 }
@@ -180,12 +176,12 @@ func sampledCurve(points []byte) func(float64) float64 {
 // parametricCurve is a `para` of one of the five kinds of ICC.1:2022, 10.18.
 func parametricCurve(tag []byte) (func(float64) float64, error) {
 	kind := int(binary.BigEndian.Uint16(tag[8:]))
-	counts := [5]int{1, 3, 4, 5, 7}
-	if kind >= len(counts) || len(tag) < 12+4*counts[kind] {
+	count, known := map[int]int{0: 1, 1: 3, 2: 4, 3: 5, 4: 7}[kind]
+	if !known || len(tag) < 12+4*count {
 		return nil, fmt.Errorf("%w: parametric curve of kind %d", errProfile, kind)
 	}
 	var p [7]float64
-	for i := range counts[kind] {
+	for i := range count {
 		p[i] = float64(int32(binary.BigEndian.Uint32(tag[12+4*i:]))) / 65536
 	}
 	g, a, b, c, d, e, f := p[0], p[1], p[2], p[3], p[4], p[5], p[6]
@@ -256,7 +252,7 @@ func (t *colorTransform) apply(pixels []byte, deep bool) {
 	}
 }
 
-// isIdentity says that no pixel of a coarse grid changes by more than one 8-bit code.
+// isIdentity says that the profile is sRGB already: no pixel of a coarse grid changes by more than one 8-bit code.
 func (t *colorTransform) isIdentity() bool {
 	const step, one = 17, 257.5
 	for r := 0; r <= 255; r += step {

@@ -15,7 +15,7 @@ import (
 
 // profile builds an ICC profile of the given tags.
 func profile(space, connection string, tags map[string][]byte, order ...string) []byte {
-	b := make([]byte, 128)
+	b := append([]byte(nil), make([]byte, 128)...)
 	copy(b[12:], "mntr")
 	copy(b[16:], space)
 	copy(b[20:], connection)
@@ -79,8 +79,8 @@ func displayP3() []byte { return rgbProfile(srgbCurve, p3R, p3G, p3B) }
 
 func TestProfileSRGBIsIdentity(t *testing.T) {
 	t.Parallel()
-	if transform, err := parseProfile(rgbProfile(srgbCurve, srgbR, srgbG, srgbB)); err != nil || transform != nil {
-		t.Errorf("transform %v, error %v", transform != nil, err)
+	if transform, err := parseProfile(rgbProfile(srgbCurve, srgbR, srgbG, srgbB)); err != nil || !transform.isIdentity() {
+		t.Errorf("not the identity, error %v", err)
 	}
 }
 
@@ -109,9 +109,7 @@ func TestProfileValues(t *testing.T) {
 			continue
 		}
 		pixel := []byte{c.from[0], c.from[1], c.from[2], 77}
-		if transform != nil {
-			transform.apply(pixel, false)
-		}
+		transform.apply(pixel, false)
 		for i, want := range c.to {
 			if d := int(pixel[i]) - int(want); d < -1 || d > 1 {
 				t.Errorf("%s: %v became %v, want %v", c.name, c.from, pixel[:3], c.to)

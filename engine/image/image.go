@@ -59,7 +59,7 @@ func (o Options) Measure(_ context.Context, path string) (engine.Source, error) 
 	if err != nil {
 		return engine.Source{}, fmt.Errorf("open source: %w", err)
 	}
-	defer f.Close()
+	defer quietly(f.Close)
 	info, err := f.Stat()
 	if err != nil {
 		return engine.Source{}, fmt.Errorf("stat source: %w", err)

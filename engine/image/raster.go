@@ -60,6 +60,9 @@ func scratchFile(dir string) (*os.File, error) {
 	return f, nil
 }
 
+// quietly is for what is given back after its last use, where an error says nothing that matters any more.
+func quietly(f func() error) { _ = f() }
+
 // closing closes the file on the way out with err, which is the error that matters.
 func closing(f *os.File, err error) error {
 	_ = f.Close()
@@ -106,9 +109,9 @@ func (r *raster) read(x, y int, dst []byte) error {
 	return nil
 }
 
-// write stores pixels from (x, y) to the right; more than one row may follow when x is 0.
-func (r *raster) write(x, y int, src []byte) error {
-	at := r.offset(x, y)
+// write stores whole rows from row y.
+func (r *raster) write(y int, src []byte) error {
+	at := r.offset(0, y)
 	if r.file == nil {
 		copy(r.pix[at:], src)
 		return nil
@@ -160,7 +163,7 @@ func (s *sink) rows(y int, pixels []byte) error {
 		s.opaque, s.grey = s.opaque && opaque, s.grey && grey
 		s.mu.Unlock()
 	}
-	return s.to.write(0, y, pixels)
+	return s.to.write(y, pixels)
 }
 
 func (s *sink) finish() {
@@ -179,7 +182,8 @@ func inspect(pixels []byte, deep, opaque, grey bool) (stillOpaque, stillGrey boo
 			}
 		}
 		for i := 0; grey && i+4 <= len(pixels); i += 4 {
-			grey = pixels[i] == pixels[i+1] && pixels[i] == pixels[i+2]
+			red, green, blue := pixels[i], pixels[i+1], pixels[i+2]
+			grey = red == green && green == blue
 		}
 		return opaque, grey
 	}
@@ -196,8 +200,8 @@ func (r *raster) orient(ctx context.Context, orientation int, scratch string) (*
 	if orientation <= 1 || orientation > 8 {
 		return r, nil
 	}
-	if r.file == nil && !r.deep {
-		turned := imagingOrient(r.view().(*image.NRGBA), orientation)
+	if plain, ok := r.view().(*image.NRGBA); ok {
+		turned := imagingOrient(plain, orientation)
 		size := turned.Bounds().Size()
 		return &raster{width: size.X, height: size.Y, alpha: r.alpha, grey: r.grey, pix: turned.Pix}, nil
 	}
@@ -249,7 +253,7 @@ func (r *raster) orientInBands(ctx context.Context, orientation int, scratch str
 			out.Close()
 			return nil, err
 		}
-		if err := out.write(0, y, band); err != nil {
+		if err := out.write(y, band); err != nil {
 			out.Close()
 			return nil, err
 		}

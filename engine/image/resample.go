@@ -26,7 +26,7 @@ const (
 )
 
 func newUpscaler(scale int) *upscaler {
-	return &upscaler{scale: scale, weights: kernel(scale, backProjections, kernelRadius, lanczos3)}
+	return &upscaler{scale: scale, weights: kernel(scale, backProjections, lanczos3)}
 }
 
 func lanczos3(x float64) float64 {
@@ -54,8 +54,8 @@ func catmullRom(x float64) float64 {
 
 // kernel computes the weights of enlarging by scale with rounds of back-projection. It sends one impulse through the
 // whole process on a line long enough that its ends do not matter, and reads the answer.
-func kernel(scale, rounds, radius int, interpolate func(float64) float64) [][]float32 {
-	const length, middle = 96, 48
+func kernel(scale, rounds int, interpolate func(float64) float64) [][]float32 {
+	const length, middle, radius = 96, 48, kernelRadius
 	up := func(low []float64) []float64 {
 		high := make([]float64, length*scale)
 		for j := range high {

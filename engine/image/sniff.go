@@ -285,8 +285,8 @@ func pngHeader(in *headerReader) (header, error) {
 	// tRNS stands before the pixels; where it is not in a prefix, the picture is taken as opaque.
 	offset := int64(8 + 25)
 	for range maxSegments {
-		b, err := in.at(offset, 8)
-		if err != nil || string(b[4:]) == "IDAT" {
+		b := in.upTo(offset, 8)
+		if len(b) < 8 || string(b[4:]) == "IDAT" {
 			break
 		}
 		if string(b[4:]) == "tRNS" {

@@ -26,7 +26,7 @@ func upscaleTool(o Options) engine.Tool {
 		},
 		Fits:    fits,
 		Measure: o.Measure,
-		Memory: func(c upscaleConfig, task engine.Task) int64 {
+		Memory: func(_ upscaleConfig, task engine.Task) int64 {
 			return o.memory(task)
 		},
 		Process: o.upscale,

@@ -70,7 +70,7 @@ func TestUpscaleOddSizes(t *testing.T) {
 			for _, format := range []string{"jpg", "png", "webp"} {
 				t.Run(fmt.Sprintf("%v x%d %s", size, scale, format), func(t *testing.T) {
 					t.Parallel()
-					_, _, err := job{config: fmt.Sprintf(`{"scale":%d}`, scale), format: format}.run(t, t.Context(), writeFile(t, pngBytes(t, scene(size.X, size.Y))))
+					_, _, err := job{config: fmt.Sprintf(`{"scale":%d}`, scale), format: format}.run(t.Context(), t, writeFile(t, pngBytes(t, scene(size.X, size.Y))))
 					if fitting := max(size.X, size.Y)*scale <= sideMost(format); fitting && err != nil {
 						t.Fatal(err)
 					} else if failure, ok := engine.AsFailure(err); !fitting && (!ok || failure.Code != engine.ResolutionLimitExceeded) {
@@ -275,7 +275,7 @@ func TestUpscaleProgressAndCancel(t *testing.T) {
 		defer mu.Unlock()
 		seen = append(seen, done)
 	}
-	if _, _, err := (job{config: `{"scale":4}`, progress: record}).run(t, t.Context(), path); err != nil {
+	if _, _, err := (job{config: `{"scale":4}`, progress: record}).run(t.Context(), t, path); err != nil {
 		t.Fatal(err)
 	}
 	if !slices.IsSorted(seen) || len(seen) < 5 || seen[len(seen)-1] != 1 {
@@ -291,7 +291,7 @@ func TestUpscaleProgressAndCancel(t *testing.T) {
 				cancel(stopped)
 			}
 		}
-		_, out, err := job{config: `{"scale":8}`, format: format, progress: stop, options: Options{FFmpeg: runner(t)}}.run(t, ctx, path)
+		_, out, err := job{config: `{"scale":8}`, format: format, progress: stop, options: Options{FFmpeg: runner(t)}}.run(ctx, t, path)
 		if !errors.Is(err, stopped) {
 			t.Errorf("%s: error = %v", format, err)
 		}
@@ -308,7 +308,7 @@ func TestUpscaleProgressAndCancel(t *testing.T) {
 
 func TestUpscaleLeavesNothingInScratch(t *testing.T) {
 	t.Parallel()
-	_, out, err := job{}.run(t, t.Context(), writeFile(t, jpegBytes(t, scene(300, 200), 90)))
+	_, out, err := job{}.run(t.Context(), t, writeFile(t, jpegBytes(t, scene(300, 200), 90)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -375,7 +375,7 @@ func TestUpscaleRefuses(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			_, _, err := job{}.run(t, t.Context(), writeFile(t, c.content))
+			_, _, err := job{}.run(t.Context(), t, writeFile(t, c.content))
 			if failure, ok := engine.AsFailure(err); !ok || failure.Code != c.code {
 				t.Errorf("error = %v, want %s", err, c.code)
 			}
@@ -394,7 +394,7 @@ func TestUpscaleBadSamples(t *testing.T) {
 		for _, entry := range entries {
 			t.Run(fmt.Sprintf("%s ffmpeg %t", entry.Name(), options.FFmpeg != nil), func(t *testing.T) {
 				t.Parallel()
-				out, _, err := job{options: options}.run(t, t.Context(), filepath.Join(dir, entry.Name()))
+				out, _, err := job{options: options}.run(t.Context(), t, filepath.Join(dir, entry.Name()))
 				if _, ok := engine.AsFailure(err); err != nil && !ok {
 					t.Errorf("error is no failure: %v", err)
 				}
@@ -415,7 +415,7 @@ func TestUpscaleThroughFileAndFFmpeg(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer file.Close()
-	if err := file.write(0, 0, img.Pix); err != nil {
+	if err := file.write(0, img.Pix); err != nil {
 		t.Fatal(err)
 	}
 	u := newUpscaler(4)

@@ -176,7 +176,7 @@ func newWebPPipe(ctx context.Context, runner *ffmpeg.Runner, path string, width,
 	w := &webpPipe{rows: write, done: make(chan error, 1), stop: stop}
 	go func() {
 		err := runner.Run(ctx, ffmpeg.Command{Args: args, Stdin: read, Timeout: externalTime})
-		read.Close()
+		quietly(read.Close)
 		w.done <- err
 	}()
 	return w, nil
