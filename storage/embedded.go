@@ -168,7 +168,9 @@ func (d disk) credentials() (accessKey, secretKey string, err error) {
 }
 
 // Credentials are the key pair that requests must be signed with.
-func (e *Embedded) Credentials() (accessKey, secretKey string) { return e.cfg.AccessKey, e.cfg.SecretKey }
+func (e *Embedded) Credentials() (accessKey, secretKey string) {
+	return e.cfg.AccessKey, e.cfg.SecretKey
+}
 
 // Bucket is the only bucket.
 func (e *Embedded) Bucket() string { return e.cfg.Bucket }
@@ -396,12 +398,15 @@ func (x *exchange) WriteHeader(status int) {
 		status = x.status
 	}
 	x.failed = status >= http.StatusBadRequest
-	// The library names another product here.
-	x.Header().Del("Server")
+	x.begin()
 	x.ResponseWriter.WriteHeader(status)
 }
 
+// begin comes before anything is sent. The library names another product as the server.
+func (x *exchange) begin() { x.Header().Del("Server") }
+
 func (x *exchange) Write(p []byte) (int, error) {
+	x.begin()
 	x.extend(x.control.SetWriteDeadline)
 	return x.ResponseWriter.Write(p)
 }
@@ -409,6 +414,7 @@ func (x *exchange) Write(p []byte) (int, error) {
 // ReadFrom sends a file in steps, each by sendfile and each under its own deadline. The system recognises a file behind
 // one limit, not behind two, so the steps are cut from the file itself.
 func (x *exchange) ReadFrom(body io.Reader) (sent int64, err error) {
+	x.begin()
 	whole, ok := body.(*io.LimitedReader)
 	if !ok {
 		whole = &io.LimitedReader{R: body, N: math.MaxInt64}
@@ -431,6 +437,7 @@ func (x *exchange) extend(set func(time.Time) error) { _ = set(time.Now().Add(x.
 
 // finish lingers after a refusal and takes the deadlines off the connection, which may carry other requests.
 func (x *exchange) finish() {
+	x.begin() // an answer without a body has not been sent yet
 	if x.failed && x.body != nil && x.body.started && !x.body.ended && x.control.Flush() == nil {
 		_ = x.control.SetReadDeadline(time.Now().Add(lingerTimeout))
 		_, _ = io.Copy(io.Discard, x.body.whole) // of no interest

@@ -79,7 +79,9 @@ func (b *backend) ListBuckets(context.Context) ([]gofakes3.BucketInfo, error) {
 	return []gofakes3.BucketInfo{{Name: b.bucket, CreationDate: gofakes3.NewContentTime(info.ModTime())}}, nil
 }
 
-func (b *backend) BucketExists(_ context.Context, name string) (bool, error) { return name == b.bucket, nil }
+func (b *backend) BucketExists(_ context.Context, name string) (bool, error) {
+	return name == b.bucket, nil
+}
 
 func (b *backend) CreateBucket(ctx context.Context, name string) error {
 	if name == b.bucket {

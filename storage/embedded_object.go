@@ -24,7 +24,7 @@ const (
 	// trailerMax bounds the description; request headers cannot carry that much.
 	trailerMax = 64 << 10
 	// syncEvery bounds the dirty pages of one upload, so that the last sync does not take a minute.
-	syncEvery = 64 << 20
+	syncEvery  = 64 << 20
 	copyBuffer = 128 << 10
 	// publishAttempts: a delete may remove an empty directory between its creation and the rename.
 	publishAttempts = 20

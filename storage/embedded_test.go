@@ -68,7 +68,7 @@ func TestEmbeddedRefusals(t *testing.T) {
 	base := s.cfg.Endpoint + "/" + testBucket
 	object := base + "/dir/key.jpg"
 	now := time.Now()
-	good := presigned(t, e, "GET", object, now, "60")
+	good := presigned(t, e, "GET", object, now, "600")
 	other, err := url.Parse(good)
 	if err != nil {
 		t.Fatal(err)
@@ -89,11 +89,11 @@ func TestEmbeddedRefusals(t *testing.T) {
 		"bearer only":              {"GET", object, "Authorization: Bearer sk_live_x", 400},
 		"bearer beside":            {"GET", good, "Authorization: Bearer sk_live_x", 200},
 		"expired":                  {"GET", presigned(t, e, "GET", object, now.Add(-2*time.Minute), "60"), "", 403},
-		"a second left":            {"GET", presigned(t, e, "GET", object, now.Add(-time.Minute), "3600"), "", 200},
+		"signed a minute ago":      {"GET", presigned(t, e, "GET", object, now.Add(-time.Minute), "3600"), "", 200},
 		"from the future":          {"GET", presigned(t, e, "GET", object, now.Add(time.Hour), "60"), "", 403},
 		"for eight days":           {"GET", presigned(t, e, "GET", object, now, "691200"), "", 403},
 		"signature bent":           {"GET", strings.Replace(good, "X-Amz-Signature=", "X-Amz-Signature=0", 1), "", 403},
-		"expiry bent":              {"GET", strings.Replace(good, "X-Amz-Expires=60", "X-Amz-Expires=600", 1), "", 403},
+		"expiry bent":              {"GET", strings.Replace(good, "X-Amz-Expires=600", "X-Amz-Expires=6000", 1), "", 403},
 		"key bent":                 {"GET", strings.Replace(good, "key.jpg", "kex.jpg", 1), "", 403},
 		"method bent":              {"DELETE", good, "", 403},
 		"put with get":             {"PUT", good, "", 403},
@@ -101,20 +101,20 @@ func TestEmbeddedRefusals(t *testing.T) {
 		"host bent":                {"GET", good, "Host: example.com", 403},
 		"header added":             {"GET", good, "X-Amz-Meta-A: b", 403},
 		"head with get":            {"HEAD", good, "", 200},
-		"head with head":           {"HEAD", presigned(t, e, "HEAD", object, now, "60"), "", 200},
-		"get with head":            {"GET", presigned(t, e, "HEAD", object, now, "60"), "", 403},
-		"head with put":            {"HEAD", presigned(t, e, "PUT", object, now, "60"), "", 403},
+		"head with head":           {"HEAD", presigned(t, e, "HEAD", object, now, "600"), "", 200},
+		"get with head":            {"GET", presigned(t, e, "HEAD", object, now, "600"), "", 403},
+		"head with put":            {"HEAD", presigned(t, e, "PUT", object, now, "600"), "", 403},
 		"head expired":             {"HEAD", presigned(t, e, "GET", object, now.Add(-2*time.Minute), "60"), "", 403},
 		"wrong key pair":           {"GET", strings.Replace(good, e.cfg.AccessKey, "AKIAWRONG", 1), "", 403},
-		"other bucket":             {"GET", presigned(t, e, "GET", s.cfg.Endpoint+"/other-bucket/key", now, "60"), "", 404},
-		"signed missing":           {"GET", presigned(t, e, "GET", base+"/none", now, "60"), "", 404},
-		"signed acl":               {"GET", presigned(t, e, "GET", object+"?acl", now, "60"), "", 501},
-		"signed tagging":           {"PUT", presigned(t, e, "PUT", object+"?tagging", now, "60"), "", 501},
-		"signed bucket delete":     {"DELETE", presigned(t, e, "DELETE", base, now, "60"), "", 403},
-		"signed control character": {"PUT", presigned(t, e, "PUT", base+"/a%0Ab", now, "60"), "", 400},
-		"signed NUL":               {"PUT", presigned(t, e, "PUT", base+"/a%00b", now, "60"), "", 400},
-		"signed not UTF-8":         {"PUT", presigned(t, e, "PUT", base+"/a%FFb", now, "60"), "", 400},
-		"signed long key":          {"PUT", presigned(t, e, "PUT", base+"/"+strings.Repeat("x", 1025), now, "60"), "", 400},
+		"other bucket":             {"GET", presigned(t, e, "GET", s.cfg.Endpoint+"/other-bucket/key", now, "600"), "", 404},
+		"signed missing":           {"GET", presigned(t, e, "GET", base+"/none", now, "600"), "", 404},
+		"signed acl":               {"GET", presigned(t, e, "GET", object+"?acl", now, "600"), "", 501},
+		"signed tagging":           {"PUT", presigned(t, e, "PUT", object+"?tagging", now, "600"), "", 501},
+		"signed bucket delete":     {"DELETE", presigned(t, e, "DELETE", base, now, "600"), "", 403},
+		"signed control character": {"PUT", presigned(t, e, "PUT", base+"/a%0Ab", now, "600"), "", 400},
+		"signed NUL":               {"PUT", presigned(t, e, "PUT", base+"/a%00b", now, "600"), "", 400},
+		"signed not UTF-8":         {"PUT", presigned(t, e, "PUT", base+"/a%FFb", now, "600"), "", 400},
+		"signed long key":          {"PUT", presigned(t, e, "PUT", base+"/"+strings.Repeat("x", 1025), now, "600"), "", 400},
 		"range":                    {"GET", good, "Range: bytes=2-4", 206},
 		"range open":               {"GET", good, "Range: bytes=9-", 206},
 		"range suffix":             {"GET", good, "Range: bytes=-3", 206},
@@ -141,6 +141,9 @@ func TestEmbeddedRefusals(t *testing.T) {
 		}
 		if answer.StatusCode >= 400 && bytes.Contains(page, []byte("0123")) {
 			t.Errorf("%s: a refusal shows the object", name)
+		}
+		if answer.Header.Get("Server") != "" {
+			t.Errorf("%s: Server: %s", name, answer.Header.Get("Server"))
 		}
 		if answer.Header.Get("X-Content-Type-Options") != "nosniff" || !strings.HasPrefix(answer.Header.Get("Content-Security-Policy"), "sandbox") {
 			t.Errorf("%s: headers %v", name, answer.Header)
@@ -197,13 +200,13 @@ func TestEmbeddedTruncated(t *testing.T) {
 		t.Fatal(err)
 	}
 	base := s.cfg.Endpoint + "/" + testBucket
-	put := presigned(t, e, "PUT", base+"/key", time.Now(), "60")
+	put := presigned(t, e, "PUT", base+"/key", time.Now(), "600")
 	for name, test := range map[string]struct{ url, headers, body string }{
 		"length":         {put, "Content-Length: 1000\r\n", strings.Repeat("x", 999)},
 		"no body at all": {put, "Content-Length: 1000\r\n", ""},
 		"chunked":        {put, "Transfer-Encoding: chunked\r\n", "5\r\nhello\r\n"},
 		"chunk cut":      {put, "Transfer-Encoding: chunked\r\n", "50\r\nhello"},
-		"part":           {presigned(t, e, "PUT", base+"/parts?partNumber=1&uploadId="+*created.UploadId, time.Now(), "60"), "Content-Length: 1000\r\n", "hello"},
+		"part":           {presigned(t, e, "PUT", base+"/parts?partNumber=1&uploadId="+*created.UploadId, time.Now(), "600"), "Content-Length: 1000\r\n", "hello"},
 	} {
 		conn, err := net.Dial("tcp", host)
 		if err != nil {
@@ -238,7 +241,7 @@ func TestEmbeddedLimits(t *testing.T) {
 	dir := t.TempDir()
 	e, s := embeddedIn(t, dir, EmbeddedConfig{MaxPutBytes: 1000})
 	ctx := testContext(t)
-	url := presigned(t, e, "PUT", s.cfg.Endpoint+"/"+testBucket+"/key", time.Now(), "60")
+	url := presigned(t, e, "PUT", s.cfg.Endpoint+"/"+testBucket+"/key", time.Now(), "600")
 	for name, test := range map[string]struct {
 		size    int
 		chunked bool
@@ -605,7 +608,7 @@ func TestEmbeddedStalledClient(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	e, s := embeddedIn(t, dir, EmbeddedConfig{IdleTimeout: 200 * time.Millisecond})
-	put := presigned(t, e, "PUT", s.cfg.Endpoint+"/"+testBucket+"/key", time.Now(), "60")
+	put := presigned(t, e, "PUT", s.cfg.Endpoint+"/"+testBucket+"/key", time.Now(), "600")
 	host := strings.TrimPrefix(s.cfg.Endpoint, "http://")
 	conn, err := net.Dial("tcp", host)
 	if err != nil {
@@ -625,10 +628,11 @@ func TestEmbeddedStalledClient(t *testing.T) {
 	eventually(t, "the draft is removed", func() bool { return len(filesIn(t, filepath.Join(dir, tempDir))) == 0 })
 
 	content := make([]byte, 32<<20) // more than the socket buffers hold
-	if _, err := s.Put(testContext(t), "big", bytes.NewReader(content), int64(len(content)), ""); err != nil {
+	// Not through HTTP, where a busy machine might starve this one too.
+	if _, err := e.backend.PutObject(testContext(t), testBucket, "big", nil, bytes.NewReader(content), int64(len(content))); err != nil {
 		t.Fatal(err)
 	}
-	get := presigned(t, e, "GET", s.cfg.Endpoint+"/"+testBucket+"/big", time.Now(), "60")
+	get := presigned(t, e, "GET", s.cfg.Endpoint+"/"+testBucket+"/big", time.Now(), "600")
 	slow, err := net.Dial("tcp", host)
 	if err != nil {
 		t.Fatal(err)

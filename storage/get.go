@@ -190,4 +190,3 @@ func percentEncode(s string) string {
 	}
 	return b.String()
 }
-
