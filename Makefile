@@ -51,10 +51,10 @@ fuzz: ## fuzz every parser of foreign bytes, FUZZTIME (20s) each
 	@scripts/fuzz.sh
 
 .PHONY: bench
-bench: ## measure latency and throughput beside bare queues, and print the tables of docs/benchmarks.md
+bench: build ## measure latency and throughput beside bare queues, and print the tables of docs/benchmarks.md (BENCH="-help" lists its flags)
 	@scripts/deps.sh test
 	go build -trimpath -o bin/enlarger-bench ./cmd/enlarger-bench
-	bin/enlarger-bench
+	ENLARGER_BINARY=bin/enlarger bin/enlarger-bench $(BENCH)
 
 .PHONY: fixtures
 fixtures: ## make the recorded jobs' media anew (fixtures/media)
