@@ -122,12 +122,8 @@ func (s *server) sendError(x *exchange, e *Error) {
 
 // logExchange writes the access line. Neither URLs nor headers are in it: they can hold secrets.
 func (s *server) logExchange(x *exchange, r *http.Request) {
-	status := x.status
-	if r.Context().Err() != nil && (status == 0 || status >= 500) {
-		status = clientGone
-	}
 	fields := []zap.Field{
-		zap.String("method", methodName(r.Method)), zap.String("route", x.route), zap.Int("status", status),
+		zap.String("method", methodName(r.Method)), zap.String("route", x.route), zap.Int("status", x.status),
 		zap.Duration("duration", time.Since(x.started)), zap.String("request_id", x.id),
 	}
 	if x.key.ID != "" {
@@ -139,7 +135,7 @@ func (s *server) logExchange(x *exchange, r *http.Request) {
 	if x.err != nil {
 		fields = append(fields, zap.Error(x.err))
 	}
-	if status >= 500 {
+	if x.status >= 500 {
 		s.cfg.Log.Error("request failed", fields...)
 		return
 	}

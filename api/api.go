@@ -223,8 +223,9 @@ func (s *server) run(op operation, x *exchange, r *http.Request) {
 }
 
 func (s *server) call(op operation, x *exchange, r *http.Request) (*answer, error) {
-	// The context has no deadline of its own when a body is to be streamed: each step then takes its own.
-	ctx := r.Context()
+	// A client that closes its sending side looks to net/http like one that has gone away, so its going ends nothing here: a body that breaks
+	// off does, and everything else is short. When a body is to be streamed there is no deadline over all; each step takes its own.
+	ctx := context.WithoutCancel(r.Context())
 	if !op.streams {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, s.cfg.Limits.CallTimeout)

@@ -1,7 +1,6 @@
 package api
 
 import (
-	"context"
 	"errors"
 	"fmt"
 
@@ -174,7 +173,7 @@ func asError(err error) *Error {
 	case errors.Is(err, job.ErrIdempotencyBusy):
 		return &Error{Code: IdempotencyConflict, RetryAfter: retryTwin,
 			Message: "The first request with this Idempotency-Key is still under way. Retry shortly."}
-	case db.Unavailable(err), storage.Transient(err), errors.Is(err, context.Canceled):
+	case db.Unavailable(err), storage.Transient(err):
 		return unavailable(err)
 	}
 	return &Error{Code: InternalError, Err: err}
@@ -216,9 +215,6 @@ func (t errorTable) body(e *Error, requestID string) (int, errorBody) {
 	}
 	return k.status, errorBody{errorObject{Code: k.code, Message: message, Type: k.category, Param: e.Param, RequestID: requestID}}
 }
-
-// clientGone is the status in the log of a request whose client did not wait for the answer; nobody receives it.
-const clientGone = 499
 
 // jobErrorKind is one line of the list of job errors.
 type jobErrorKind struct {

@@ -8,7 +8,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"net/url"
 	"regexp"
 	"strings"
 	"testing"
@@ -70,11 +69,10 @@ func (r *rig) ask(t *testing.T, method, path string, body []byte, headers ...str
 	started := time.Now()
 	resp, err := r.try(method, path, bytes.NewReader(body), headers...)
 	if err != nil {
-		var parse *url.Error
 		if strings.Contains(err.Error(), "invalid") || strings.Contains(err.Error(), "parse") {
 			t.Skip("this end's own HTTP client refuses it")
 		}
-		t.Fatal(err, parse)
+		t.Fatal(err)
 	}
 	sound(t, method, resp, time.Since(started))
 }
@@ -226,7 +224,7 @@ func FuzzHeaders(f *testing.F) {
 		text, _ := io.ReadAll(answer.Body)
 		resp := response{Response: answer, text: text}
 		json.Unmarshal(text, &resp.json)
-		if strings.HasPrefix(answer.Header.Get("Content-Type"), "text/plain") && answer.Header.Get("X-Request-Id") == "" && answer.Header.Get("Connection") == "close" {
+		if strings.HasPrefix(answer.Header.Get("Content-Type"), "text/plain") && answer.Header.Get("X-Request-Id") == "" {
 			if answer.StatusCode >= 500 && answer.StatusCode != 501 && answer.StatusCode != 505 {
 				t.Fatalf("%d %s", answer.StatusCode, text)
 			}

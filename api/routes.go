@@ -72,7 +72,8 @@ func (rt *routes) choose(where string, x *exchange, r *http.Request) {
 func (rt *routes) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	// ServeMux redirects a path such as //api or /a/../b; here it is simply not an address.
 	p := r.URL.Path
-	if clean := path.Clean("/" + p); r.RequestURI == "*" || (clean != p && clean+"/" != p) {
+	clean := path.Clean("/" + p)
+	if r.RequestURI == "*" || (clean != p && (clean == "/" || clean+"/" != p)) {
 		rt.server.sendError(w.(*exchange), refuse(NotFound))
 		return
 	}
