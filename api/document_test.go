@@ -678,6 +678,9 @@ func getResult() []promise {
 				if name := got.Header.Get("Content-Disposition"); !strings.Contains(name, id+".jpg") || got.Header.Get("Content-Type") != "image/jpeg" {
 					r.Errorf("%q %q", name, got.Header.Get("Content-Type"))
 				}
+				if method == "HEAD" {
+					continue
+				}
 				part := r.status(r.send("GET", link, nil, "Range", "bytes=2-4", "Authorization", ""), 206)
 				if string(part.text) != "234" {
 					r.Errorf("range: %q", part.text)

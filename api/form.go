@@ -90,6 +90,9 @@ func (f *form) read(ctx context.Context) error {
 
 func (f *form) take(ctx context.Context, part *multipart.Part) error {
 	name := part.FormName()
+	if name == "" {
+		return &Error{Code: InvalidParameter, Message: "Every part of the form needs a name: Content-Disposition: form-data; name=\"tool\"."}
+	}
 	if f.seen[name] {
 		return badParam(shown(name), "is given twice.")
 	}

@@ -61,7 +61,11 @@ func (s *server) getResult(ctx context.Context, x *exchange, r *http.Request) (*
 	case j.ResultObject == "":
 		return nil, refuse(ResultExpired)
 	}
-	link, err := s.cfg.Storage.PresignGet(ctx, j.ResultObject, s.cfg.Limits.RedirectTTL, resultName(j))
+	sign := s.cfg.Storage.PresignGet
+	if r.Method == http.MethodHead {
+		sign = s.cfg.Storage.PresignHead // S3 signs the method, and who asks with HEAD follows with HEAD
+	}
+	link, err := sign(ctx, j.ResultObject, s.cfg.Limits.RedirectTTL, resultName(j))
 	if err != nil {
 		return nil, fmt.Errorf("sign result: %w", err)
 	}

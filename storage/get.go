@@ -48,10 +48,10 @@ func (s *Store) open(ctx context.Context, key string, offset int64, etag string)
 	return guard(out.Body, cancel, s.cfg.IdleTimeout), object, nil
 }
 
-// Download copies the object into a new file at path, mode 0600, and verifies its length. A max above 0 is the
+// Download copies the object into a new file at path, mode 0600, and verifies its length. A limit above 0 is the
 // largest size in bytes to accept, else ErrTooLarge before anything is read. A connection that breaks is resumed up to
 // three times. On an error no file is left.
-func (s *Store) Download(ctx context.Context, key, path string, max int64) (Object, error) {
+func (s *Store) Download(ctx context.Context, key, path string, limit int64) (Object, error) {
 	if err := checkKey(key); err != nil {
 		return Object{}, err
 	}
@@ -60,7 +60,7 @@ func (s *Store) Download(ctx context.Context, key, path string, max int64) (Obje
 		return Object{}, err
 	}
 	defer func() { _ = body.Close() }() // the length is checked, nothing else can be lost
-	if max > 0 && object.Size > max {
+	if limit > 0 && object.Size > limit {
 		return object, fmt.Errorf("download %s: %d bytes: %w", key, object.Size, ErrTooLarge)
 	}
 	file, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
@@ -123,6 +123,22 @@ func (s *Store) PresignGet(ctx context.Context, key string, ttl time.Duration, f
 	out, err := s.presign.PresignGetObject(ctx, input, s3.WithPresignExpires(ttl))
 	if err != nil {
 		return "", s.fail("presign get of", key, err)
+	}
+	return out.URL, nil
+}
+
+// PresignHead returns a URL as PresignGet does that describes the object and answers HEAD only, with what GET would say.
+func (s *Store) PresignHead(ctx context.Context, key string, ttl time.Duration, filename string) (string, error) {
+	if err := checkPresign(key, ttl); err != nil {
+		return "", err
+	}
+	input := &s3.HeadObjectInput{Bucket: &s.cfg.Bucket, Key: &key}
+	if filename != "" {
+		input.ResponseContentDisposition = aws.String(disposition(filename))
+	}
+	out, err := s.presign.PresignHeadObject(ctx, input, s3.WithPresignExpires(ttl))
+	if err != nil {
+		return "", s.fail("presign head of", key, err)
 	}
 	return out.URL, nil
 }
