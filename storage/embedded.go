@@ -83,7 +83,7 @@ func openEmbedded(dir string, cfg EmbeddedConfig) (*Embedded, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = zap.NewNop()
 	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := os.MkdirAll(dir, 0o700); err != nil { //nolint:gosec // the operator says where
 		return nil, err
 	}
 	root, err := os.OpenRoot(dir)
@@ -154,7 +154,7 @@ func (d disk) credentials() (accessKey, secretKey string, err error) {
 		return "", "", fmt.Errorf("read key pair: %w", err)
 	}
 	pair.AccessKey, pair.SecretKey = randomName()[:20], randomName()+randomName()
-	if text, err = json.Marshal(pair); err != nil {
+	if text, err = json.Marshal(pair); err != nil { //nolint:gosec // kept in a file of mode 0600 on purpose
 		return "", "", err
 	}
 	draft := secretsFile + ".new"
@@ -180,7 +180,7 @@ func (e *Embedded) Start(address string) (endpoint string, err error) {
 	if e.server != nil {
 		return "", errors.New("the embedded store is already being served")
 	}
-	listener, err := net.Listen("tcp", address)
+	listener, err := new(net.ListenConfig).Listen(context.Background(), "tcp", address)
 	if err != nil {
 		return "", fmt.Errorf("serve embedded store: %w", err)
 	}
@@ -269,7 +269,7 @@ func (f *refusal) write(w http.ResponseWriter, method string) {
 	}
 	w.WriteHeader(f.status)
 	if method != http.MethodHead {
-		_, _ = io.WriteString(w, `<?xml version="1.0" encoding="UTF-8"?>`+"\n<Error><Code>"+f.code+"</Code><Message>"+f.message+"</Message></Error>\n")
+		_, _ = io.WriteString(w, `<?xml version="1.0" encoding="UTF-8"?>`+"\n<Error><Code>"+f.code+"</Code><Message>"+f.message+"</Message></Error>\n") //nolint:gosec // constants, no client text
 	}
 }
 
@@ -369,7 +369,7 @@ func (d disk) free() (int64, error) {
 	if err := syscall.Fstatfs(int(dir.Fd()), &stat); err != nil {
 		return 0, err
 	}
-	return int64(stat.Bavail) * int64(stat.Bsize), nil
+	return int64(stat.Bavail) * int64(stat.Bsize), nil //nolint:unconvert // the type differs between systems
 }
 
 // exchange is one answer. It carries the status that the backend wants for an error, and it fails a client that takes

@@ -2,12 +2,13 @@ package storage
 
 import (
 	"context"
-	"crypto/md5"
+	"crypto/md5" //nolint:gosec // the protocol's ETag, not a protection
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"net/http"
 	"os"
 	"path"
@@ -123,12 +124,17 @@ func (b *backend) ListBucket(ctx context.Context, name string, prefix *gofakes3.
 			list.NextMarker = group + "\U0010FFFF"
 			return true
 		}
-		var content *gofakes3.Content
-		if content, readErr = b.content(key, name); content != nil {
-			list.Add(content)
-			list.NextMarker = key
+		content, err := b.content(key, name)
+		if errors.Is(err, fs.ErrNotExist) {
+			return true // deleted meanwhile
 		}
-		return readErr == nil
+		if err != nil {
+			readErr = err
+			return false
+		}
+		list.Add(content)
+		list.NextMarker = key
+		return true
 	})
 	if err = errors.Join(err, readErr); err != nil {
 		return nil, explain(ctx, err)
@@ -157,16 +163,13 @@ func lastPrefix(list *gofakes3.ObjectList) string {
 	return list.CommonPrefixes[len(list.CommonPrefixes)-1].Prefix
 }
 
-// content is nil for an object deleted meanwhile. A damaged object is listed without an ETag, so that it can be found
-// and deleted.
+// content describes one object. A damaged one is listed without an ETag, so that it can be found and deleted.
 func (b *backend) content(key, name string) (*gofakes3.Content, error) {
 	file, size, t, err := b.disk.openFile(name)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return nil, nil
-	case errors.Is(err, errBadObject):
+	if errors.Is(err, errBadObject) {
 		return &gofakes3.Content{Key: key}, nil
-	case err != nil:
+	}
+	if err != nil {
 		return nil, err
 	}
 	_ = file.Close() // read only
@@ -196,31 +199,21 @@ func (b *backend) GetObject(ctx context.Context, bucket, key string, request *go
 	if err != nil {
 		return nil, explain(ctx, fmt.Errorf("open object: %w", err))
 	}
-	span, err := rangeOf(request, size)
-	if err != nil {
-		_ = file.Close()
-		return nil, err
-	}
 	body := &fileBody{file: file, left: size}
-	if span != nil {
-		body.left = span.Length
-		if _, err := file.Seek(span.Start, io.SeekStart); err != nil {
+	var span *gofakes3.ObjectRange
+	if request != nil {
+		if span, err = body.narrow(request); err != nil {
 			_ = file.Close()
-			return nil, fmt.Errorf("seek object: %w", err)
+			return nil, err
 		}
 	}
 	meta := map[string]string{"Last-Modified": t.Modified.UTC().Format(http.TimeFormat)}
-	for name, value := range t.Meta {
-		meta[name] = value
-	}
+	maps.Copy(meta, t.Meta)
 	return &gofakes3.Object{Name: key, Metadata: meta, Size: size, Hash: t.hash(), Range: span, Contents: body}, nil
 }
 
 // rangeOf follows RFC 9110: a suffix longer than the object is the whole object.
 func rangeOf(request *gofakes3.ObjectRangeRequest, size int64) (*gofakes3.ObjectRange, error) {
-	if request == nil {
-		return nil, nil
-	}
 	start, end := request.Start, request.End
 	switch {
 	case request.FromEnd && end <= 0:
@@ -240,6 +233,19 @@ func rangeOf(request *gofakes3.ObjectRangeRequest, size int64) (*gofakes3.Object
 type fileBody struct {
 	file *os.File
 	left int64
+}
+
+// narrow cuts the body down to the range asked for.
+func (f *fileBody) narrow(request *gofakes3.ObjectRangeRequest) (*gofakes3.ObjectRange, error) {
+	span, err := rangeOf(request, f.left)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := f.file.Seek(span.Start, io.SeekStart); err != nil {
+		return nil, fmt.Errorf("seek object: %w", err)
+	}
+	f.left = span.Length
+	return span, nil
 }
 
 func (f *fileBody) Read(p []byte) (int, error) {

@@ -42,7 +42,6 @@ func (d disk) walkDir(ctx context.Context, dir entry, prefix, after string, page
 			return false, err
 		}
 		for _, e := range entries {
-			goOn := true
 			if e.object {
 				goOn = each(e.prefix, e.name)
 			} else {

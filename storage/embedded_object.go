@@ -94,7 +94,7 @@ func (w *draft) Write(p []byte) (int, error) {
 // receive appends body, which must end within limit bytes.
 func (w *draft) receive(ctx context.Context, body io.Reader, limit int64) error {
 	buffer := make([]byte, copyBuffer)
-	n, err := io.CopyBuffer(struct{ io.Writer }{w}, io.LimitReader(contextReader{ctx, body}, limit+1), buffer)
+	n, err := io.CopyBuffer(struct{ io.Writer }{w}, io.LimitReader(untilDone(ctx, body), limit+1), buffer)
 	if err != nil {
 		return err
 	}
@@ -255,15 +255,16 @@ func (d disk) remove(key string) error {
 	return nil
 }
 
-// contextReader ends a copy between two reads once the request is over.
-type contextReader struct {
-	ctx  context.Context
-	body io.Reader
-}
+type readerFunc func(p []byte) (int, error)
 
-func (r contextReader) Read(p []byte) (int, error) {
-	if err := r.ctx.Err(); err != nil {
-		return 0, err
-	}
-	return r.body.Read(p)
+func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
+
+// untilDone ends a copy between two reads once the request is over.
+func untilDone(ctx context.Context, body io.Reader) io.Reader {
+	return readerFunc(func(p []byte) (int, error) {
+		if err := ctx.Err(); err != nil {
+			return 0, err
+		}
+		return body.Read(p)
+	})
 }

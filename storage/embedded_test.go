@@ -132,7 +132,7 @@ func TestEmbeddedRefusals(t *testing.T) {
 			} else if found {
 				r.Header.Set(name, value)
 			}
-			if r.Method == "OPTIONS" {
+			if r.Method == http.MethodOptions {
 				r.Header.Set("Access-Control-Request-Method", "PUT")
 			}
 		})
@@ -529,11 +529,11 @@ func TestEmbeddedMultipart(t *testing.T) {
 	if _, err := put("old", id, 1, "x"); err != nil {
 		t.Fatal(err)
 	}
-	e.backend.dropStale(time.Now().Add(uploadAgeMax - time.Minute))
+	e.backend.dropStale(ctx, time.Now().Add(uploadAgeMax-time.Minute))
 	if _, err := put("old", id, 2, "x"); err != nil {
 		t.Errorf("dropped too early: %v", err)
 	}
-	e.backend.dropStale(time.Now().Add(uploadAgeMax + time.Minute))
+	e.backend.dropStale(ctx, time.Now().Add(uploadAgeMax+time.Minute))
 	if _, err := put("old", id, 3, "x"); err == nil {
 		t.Error("a stale upload still takes parts")
 	}
@@ -786,9 +786,17 @@ func TestRangeOf(t *testing.T) {
 		size       int64
 		want       string
 	}{
-		{0, 0, false, 10, "0+1"}, {2, 5, false, 10, "2+4"}, {2, gofakes3.RangeNoEnd, false, 10, "2+8"}, {2, 100, false, 10, "2+8"},
-		{10, 12, false, 10, "bad"}, {0, 0, false, 0, "bad"}, {0, 3, true, 10, "7+3"}, {0, 30, true, 10, "0+10"},
-		{0, 0, true, 10, "bad"}, {0, 3, true, 0, "bad"}, {0, -5, true, 10, "bad"},
+		{0, 0, false, 10, "0+1"},
+		{2, 5, false, 10, "2+4"},
+		{2, gofakes3.RangeNoEnd, false, 10, "2+8"},
+		{2, 100, false, 10, "2+8"},
+		{10, 12, false, 10, "bad"},
+		{0, 0, false, 0, "bad"},
+		{0, 3, true, 10, "7+3"},
+		{0, 30, true, 10, "0+10"},
+		{0, 0, true, 10, "bad"},
+		{0, 3, true, 0, "bad"},
+		{0, -5, true, 10, "bad"},
 	} {
 		got := "bad"
 		if span, err := rangeOf(&gofakes3.ObjectRangeRequest{Start: test.start, End: test.end, FromEnd: test.fromEnd}, test.size); err == nil {

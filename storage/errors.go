@@ -50,8 +50,7 @@ func (s *Store) fail(operation, key string, err error) error {
 	if key != "" {
 		operation += " " + key
 	}
-	var response *awshttp.ResponseError
-	if errors.As(err, &response) {
+	if response, ok := errors.AsType[*awshttp.ResponseError](err); ok {
 		switch response.HTTPStatusCode() {
 		case http.StatusNotFound:
 			return fmt.Errorf("%s: %w", operation, errors.Join(ErrNotFound, err))
@@ -109,8 +108,7 @@ func transientStatus(status int) bool {
 
 // brokenConnection tells the network's faults from those of the local disk, which share error numbers.
 func brokenConnection(err error) bool {
-	var local *fs.PathError
-	if errors.As(err, &local) {
+	if _, local := errors.AsType[*fs.PathError](err); local {
 		return false
 	}
 	var network net.Error

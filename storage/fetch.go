@@ -109,8 +109,10 @@ func (c FetchConfig) withDefaults() FetchConfig {
 		value    *time.Duration
 		standard time.Duration
 	}{
-		{&c.DialTimeout, fetchPhaseTimeout}, {&c.TLSTimeout, fetchPhaseTimeout},
-		{&c.HeaderTimeout, fetchAnswerTimeout}, {&c.IdleTimeout, fetchAnswerTimeout},
+		{&c.DialTimeout, fetchPhaseTimeout},
+		{&c.TLSTimeout, fetchPhaseTimeout},
+		{&c.HeaderTimeout, fetchAnswerTimeout},
+		{&c.IdleTimeout, fetchAnswerTimeout},
 	} {
 		if *timeout.value <= 0 {
 			*timeout.value = timeout.standard
@@ -223,10 +225,10 @@ func (f *Fetcher) checkResponse(response *http.Response) error {
 	return nil
 }
 
-func tooLarge(max int64) error {
+func tooLarge(limit int64) error {
 	return &fetchError{
-		kind: ErrTooLarge, message: fmt.Sprintf("The file behind the URL is larger than %d bytes.", max),
-		err: fmt.Errorf("limit %d bytes", max),
+		kind: ErrTooLarge, message: fmt.Sprintf("The file behind the URL is larger than %d bytes.", limit),
+		err: fmt.Errorf("limit %d bytes", limit),
 	}
 }
 
@@ -367,12 +369,10 @@ func ClientMessage(err error) string {
 
 // explainFetch sorts what the HTTP client says, and strips the URL off it.
 func explainFetch(err error) error {
-	var known *fetchError
-	if errors.As(err, &known) {
+	if known, ok := errors.AsType[*fetchError](err); ok {
 		return known
 	}
-	var wrapped *url.Error
-	if errors.As(err, &wrapped) {
+	if wrapped, ok := errors.AsType[*url.Error](err); ok {
 		err = wrapped.Err
 	}
 	if errors.Is(err, context.Canceled) {

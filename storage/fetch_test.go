@@ -421,7 +421,7 @@ func TestFetchBodies(t *testing.T) {
 	}
 	const limit = 1000
 	serve := func(n int, announce bool) http.HandlerFunc {
-		return func(w http.ResponseWriter, r *http.Request) {
+		return func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Type", "image/jpeg")
 			if announce {
 				w.Header().Set("Content-Length", fmt.Sprint(n))
@@ -486,13 +486,11 @@ func TestFetchBodies(t *testing.T) {
 		if !errors.Is(err, test.openErr) {
 			t.Errorf("%s: %v, want %v", path, err, test.openErr)
 		}
-		read := 0
 		if err == nil {
 			var text []byte
 			text, err = io.ReadAll(body)
-			read = len(text)
-			if body.Size != test.size || read != test.read || !errors.Is(err, test.readErr) {
-				t.Errorf("%s: %d of %d bytes, %v", path, read, body.Size, err)
+			if body.Size != test.size || len(text) != test.read || !errors.Is(err, test.readErr) {
+				t.Errorf("%s: %d of %d bytes, %v", path, len(text), body.Size, err)
 			}
 			_ = body.Close()
 			_ = body.Close() // twice is fine
@@ -534,7 +532,7 @@ func TestFetchSlow(t *testing.T) {
 		t.Fatal(err)
 	}
 	text, err := io.ReadAll(body)
-	if !strings.HasPrefix("begin", string(text)) || !errors.Is(err, ErrFetch) || !Transient(err) || ClientMessage(err) != "The server of the URL was too slow." {
+	if len(text) > 5 || string(text) != "begin"[:len(text)] || !errors.Is(err, ErrFetch) || !Transient(err) || ClientMessage(err) != "The server of the URL was too slow." {
 		t.Errorf("stalls: %q, %v", text, err)
 	}
 	_ = body.Close()
