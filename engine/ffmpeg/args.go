@@ -1,6 +1,7 @@
 package ffmpeg
 
 import (
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -56,12 +57,22 @@ func (r *Runner) Args(in Input, out Output) []string {
 	return append(args, "-f", out.Format, "file:"+out.Path)
 }
 
-// guard stands before every foreign input, of ffmpeg and ffprobe alike.
+// guard stands before every foreign input of ffmpeg, which opens decoders for the tracks it is told to read alone.
 func (r *Runner) guard() []string {
+	return append(r.commonGuard(), "-codec_whitelist", strings.Join(slices.Concat(videoCodecs, audioCodecs, subtitleCodecs), ","))
+}
+
+// probeGuard stands before every input of ffprobe. ffprobe opens a decoder for every track, whether it is asked to decode or
+// not, and gives up when one does not open: so the list binds picture and sound, and a film with teletext or subtitles made of
+// pictures can still be measured.
+func (r *Runner) probeGuard() []string {
+	return append(r.commonGuard(), "-codec_whitelist:v", strings.Join(videoCodecs, ","), "-codec_whitelist:a", strings.Join(audioCodecs, ","))
+}
+
+func (r *Runner) commonGuard() []string {
 	return []string{
 		"-protocol_whitelist", "file",
 		"-format_whitelist", strings.Join(inputFormats, ","),
-		"-codec_whitelist", strings.Join(inputCodecs, ","),
 		"-max_pixels", strconv.FormatInt(r.limits.Pixels, 10),
 		"-threads", strconv.Itoa(r.threads),
 	}
@@ -71,20 +82,23 @@ func (r *Runner) guard() []string {
 // concat and image sequences, which open other files, and raw elementary streams, which have no times.
 var inputFormats = []string{"mov", "matroska", "avi", "mpegts", "mpeg", "flv", "asf", "ogg", "mxf"}
 
-// inputCodecs are the decoders that may run, by ffmpeg's decoder names.
-var inputCodecs = []string{
-	// Video.
-	"h264", "hevc", "av1", "libdav1d", "libaom-av1", "vp8", "vp9", "vp6", "vp6f", "libvpx", "libvpx-vp9",
-	"mpeg1video", "mpeg2video", "mpegvideo", "mpeg4", "msmpeg4v1", "msmpeg4v2", "msmpeg4", "h263", "h263p", "h261", "flv",
-	"wmv1", "wmv2", "wmv3", "vc1", "theora", "mjpeg", "mjpegb", "jpeg2000", "prores", "dnxhd", "cfhd", "ffv1", "huffyuv", "ffvhuff",
-	"utvideo", "magicyuv", "rawvideo", "v210", "v410", "r210", "dvvideo", "qtrle", "rpza", "cinepak", "svq1", "svq3", "indeo5", "png",
-	"hap", "flashsv", "vp7", "rv30", "rv40",
-	// Audio.
-	"aac", "aac_latm", "mp1", "mp1float", "mp2", "mp2float", "mp3", "mp3float", "ac3", "eac3", "dca", "truehd", "mlp", "opus", "libopus", "vorbis", "libvorbis",
-	"flac", "alac", "wmav1", "wmav2", "wmapro", "wmalossless", "amrnb", "amrwb", "libopencore_amrnb", "libopencore_amrwb", "gsm", "speex", "libspeex",
-	"nellymoser", "qdm2", "qdmc", "wavpack", "pcm_s8", "pcm_u8", "pcm_s16le", "pcm_s16be", "pcm_s24le", "pcm_s24be", "pcm_s32le", "pcm_s32be",
-	"pcm_f32le", "pcm_f32be", "pcm_f64le", "pcm_f64be", "pcm_alaw", "pcm_mulaw", "pcm_dvd", "pcm_bluray", "pcm_s16le_planar",
-	"adpcm_ms", "adpcm_ima_wav", "adpcm_ima_qt", "adpcm_swf", "adpcm_yamaha",
-	// Text subtitles.
-	"srt", "subrip", "ass", "ssa", "mov_text", "webvtt", "text",
-}
+// The decoders that may run, by ffmpeg's names.
+var (
+	videoCodecs = []string{
+		"h264", "hevc", "av1", "libdav1d", "libaom-av1", "vp8", "vp9", "vp6", "vp6f", "vp7", "libvpx", "libvpx-vp9",
+		"mpeg1video", "mpeg2video", "mpegvideo", "mpeg4", "msmpeg4v1", "msmpeg4v2", "msmpeg4", "h261", "h263", "h263p", "flv",
+		"wmv1", "wmv2", "wmv3", "vc1", "theora", "mjpeg", "mjpegb", "jpeg2000", "prores", "dnxhd", "cfhd", "ffv1", "huffyuv", "ffvhuff",
+		"utvideo", "magicyuv", "rawvideo", "v210", "v410", "r210", "dvvideo", "qtrle", "rpza", "cinepak", "svq1", "svq3", "indeo5", "png",
+		"hap", "flashsv", "rv30", "rv40",
+	}
+	audioCodecs = []string{
+		"aac", "aac_latm", "mp1", "mp1float", "mp2", "mp2float", "mp3", "mp3float", "ac3", "eac3", "dca", "truehd", "mlp",
+		"opus", "libopus", "vorbis", "libvorbis", "flac", "alac", "tta", "wavpack", "wmav1", "wmav2", "wmapro", "wmalossless", "wmavoice",
+		"amrnb", "amrwb", "libopencore_amrnb", "libopencore_amrwb", "evrc", "qcelp", "ilbc", "gsm", "gsm_ms", "libgsm", "libgsm_ms", "speex", "libspeex",
+		"nellymoser", "qdm2", "qdmc", "mace3", "mace6", "truespeech", "imc", "cook", "g722", "g726", "s302m",
+		"pcm_s8", "pcm_u8", "pcm_s16le", "pcm_s16be", "pcm_u16le", "pcm_u16be", "pcm_s24le", "pcm_s24be", "pcm_s32le", "pcm_s32be",
+		"pcm_f32le", "pcm_f32be", "pcm_f64le", "pcm_f64be", "pcm_alaw", "pcm_mulaw", "pcm_dvd", "pcm_bluray", "pcm_s16le_planar",
+		"adpcm_ms", "adpcm_ima_wav", "adpcm_ima_qt", "adpcm_swf", "adpcm_yamaha",
+	}
+	subtitleCodecs = []string{"srt", "subrip", "ass", "ssa", "mov_text", "webvtt", "text"}
+)

@@ -26,9 +26,10 @@ type probeStream struct {
 	SideData []sideData `json:"side_data_list"`
 }
 
-// probeFrames is the JSON of the first frames of one stream.
+// probeFrames is the JSON of the first frames of a file.
 type probeFrames struct {
 	Frames []struct {
+		Stream      int        `json:"stream_index"`
 		PixelFormat string     `json:"pix_fmt"`
 		Interlaced  int        `json:"interlaced_frame"`
 		Range       string     `json:"color_range"`
@@ -116,7 +117,12 @@ func decode(text []byte, into any) error {
 type header struct {
 	media  Media
 	videos []*Video
+	// rates belong to videos.
+	rates []rates
 }
+
+// rates are what a track says of its times: the length of a unit, and the frame rate as guessed and as averaged by ffprobe.
+type rates struct{ unit, nominal, average Ratio }
 
 // headerFacts maps ffprobe's description of a file to facts.
 func headerFacts(text []byte) (header, error) {
@@ -143,6 +149,7 @@ func headerFacts(text []byte) (header, error) {
 		case ffprobe.StreamVideo:
 			if s.Disposition.AttachedPic == 0 && s.Width > 0 && s.Height > 0 {
 				h.videos = append(h.videos, videoFacts(s))
+				h.rates = append(h.rates, rates{parseRatio(s.TimeBase), parseRatio(s.RFrameRate), parseRatio(s.AvgFrameRate)})
 			}
 		case ffprobe.StreamAudio:
 			rate, _ := strconv.Atoi(s.SampleRate)
@@ -281,13 +288,18 @@ func (sd sideData) mastering() *Mastering {
 	return m
 }
 
-// frameFacts adds what the first frames say and the header did not: tags and metadata that live in the codec's own stream.
-func (v *Video) frameFacts(text []byte) error {
+// frameFacts adds what the first frames say and the header did not: tags and metadata that live in the codec's own stream. seen
+// says whether there were frames of this track.
+func (v *Video) frameFacts(text []byte) (seen bool, err error) {
 	var data probeFrames
 	if err := decode(text, &data); err != nil {
-		return err
+		return false, err
 	}
 	for _, f := range data.Frames {
+		if f.Stream != v.Index {
+			continue
+		}
+		seen = true
 		if v.PixelFormat == "" {
 			v.PixelFormat = known(f.PixelFormat)
 			v.BitDepth, v.Alpha = pixelFacts(v.PixelFormat)
@@ -304,7 +316,7 @@ func (v *Video) frameFacts(text []byte) error {
 		// A frame repeats the rotation of its stream, which has been applied to the size already.
 		v.takeSideData(slices.DeleteFunc(f.SideData, func(sd sideData) bool { return sd.Type == ffprobe.SideDataTypeDisplayMatrix }))
 	}
-	return nil
+	return seen, nil
 }
 
 // pixelFacts reads bits and transparency off the name of a pixel format (yuv420p10le, gbrap12le, p010le, rgb48le, ya16be ...).

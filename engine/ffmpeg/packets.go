@@ -94,9 +94,9 @@ func (t *timelines) take(line []byte) {
 	track.times = append(track.times, at)
 }
 
-// measure sets the counted facts of a video from its timeline. base is the length of a time unit and nominal the frame rate
-// that ffprobe guesses, average the one it works out.
-func (v *Video) measure(t *timeline, base, nominal, average Ratio) {
+// measure sets the counted facts of a video from its timeline.
+func (v *Video) measure(t *timeline, r rates) {
+	base, nominal, average := r.unit, r.nominal, r.average
 	v.Frames = int64(len(t.times)) + t.missing
 	if v.Frames == 0 {
 		return

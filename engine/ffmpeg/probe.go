@@ -7,13 +7,16 @@ import (
 	"math"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
+	"strings"
 	"time"
 )
 
 // ErrUnreadable is a file that is no media file of a kind accepted here, or too broken to open.
 var ErrUnreadable = errors.New("unreadable media file")
+
+// ErrCodec is a file with a picture or a sound track whose codec is not accepted here.
+var ErrCodec = errors.New("codec not accepted")
 
 // ErrTooManyFrames is a file with more video packets than Limits.Packets.
 var ErrTooManyFrames = errors.New("too many frames")
@@ -21,14 +24,15 @@ var ErrTooManyFrames = errors.New("too many frames")
 const (
 	// describeBytes bounds the JSON of a file's header, and of its first frames.
 	describeBytes = 4 << 20
-	// firstFrames is how many packets are decoded to read what only frames say.
-	firstFrames = 12
+	// firstPackets is how much of a file is decoded to read what only frames say.
+	firstPackets = "%+#24"
+	frameEntries = "frame=stream_index,pix_fmt,interlaced_frame,color_range,color_space,color_primaries,color_transfer:frame_side_data"
 	// readRate is the slowest rate, in bytes a second, at which a file is expected to be read through.
 	readRate = 20 << 20
 )
 
 // Probe measures a local file: its header, its first frames, and a count of all video packets, which decodes nothing. The error
-// is ErrUnreadable or ErrTooManyFrames when the file is to blame, with the *Error in the chain. A file without video is no error.
+// is ErrUnreadable, ErrCodec or ErrTooManyFrames when the file is to blame, with the *Error in the chain. A file without video is no error.
 //
 // ffprobe is started here and not by go-ffprobe, whose models describe its answer: that library starts it with no process
 // group, no limits, an unbounded buffer and a program path shared by the whole process.
@@ -44,7 +48,7 @@ func (r *Runner) Probe(ctx context.Context, path string) (*Media, error) {
 	if !info.Mode().IsRegular() {
 		return nil, fmt.Errorf("probe: %w: not a regular file", ErrUnreadable)
 	}
-	text, err := r.describe(ctx, path, "-show_format", "-show_streams", "-show_chapters")
+	text, err := r.describe(ctx, path, "-show_format", "-show_streams", "-show_chapters", "-read_intervals", firstPackets, "-show_entries", frameEntries)
 	if err != nil {
 		return nil, err
 	}
@@ -61,33 +65,36 @@ func (r *Runner) Probe(ctx context.Context, path string) (*Media, error) {
 	if err != nil {
 		return nil, err
 	}
-	var data probeData
-	if err := decode(text, &data); err != nil {
-		return nil, fmt.Errorf("probe: %w: %w", ErrUnreadable, err)
-	}
-	for _, v := range h.videos {
-		track := tracks[v.Index]
-		if track == nil {
-			continue
-		}
-		s := data.Streams[slices.IndexFunc(data.Streams, func(s probeStream) bool { return s.Index == v.Index })]
-		v.measure(track, parseRatio(s.TimeBase), parseRatio(s.RFrameRate), parseRatio(s.AvgFrameRate))
-		if v.Frames > 0 && media.Video == nil {
-			media.Video = v
-		}
-	}
-	if media.Video == nil {
+	v := h.choose(tracks)
+	if v == nil {
 		return media, nil
 	}
-	text, err = r.describe(ctx, path, "-select_streams", strconv.Itoa(media.Video.Index), "-read_intervals", "%+#"+strconv.Itoa(firstFrames),
-		"-show_frames", "-show_entries", "frame=pix_fmt,interlaced_frame,color_range,color_space,color_primaries,color_transfer:frame_side_data")
+	media.Video = v
+	seen, err := v.frameFacts(text)
+	if err == nil && !seen {
+		// The first packets of the file were all of other tracks.
+		text, err = r.describe(ctx, path, "-select_streams", strconv.Itoa(v.Index), "-read_intervals", firstPackets, "-show_entries", frameEntries)
+		if err == nil {
+			_, err = v.frameFacts(text)
+		}
+	}
 	if err != nil {
 		return nil, err
 	}
-	if err := media.Video.frameFacts(text); err != nil {
-		return nil, fmt.Errorf("probe: %w: %w", ErrUnreadable, err)
-	}
 	return media, nil
+}
+
+// choose counts the tracks that have packets and returns the first.
+func (h *header) choose(tracks map[int]*timeline) *Video {
+	for i, v := range h.videos {
+		if track := tracks[v.Index]; track != nil {
+			v.measure(track, h.rates[i])
+			if v.Frames > 0 {
+				return v
+			}
+		}
+	}
+	return nil
 }
 
 // describe runs ffprobe for JSON of bounded size.
@@ -121,12 +128,15 @@ func (r *Runner) countPackets(ctx context.Context, path string, size int64) (map
 func (r *Runner) probe(ctx context.Context, path string, args []string, p process) error {
 	p.program = r.ffprobe
 	p.args = append([]string{"-hide_banner", "-loglevel", "level+error"}, args...)
-	p.args = append(p.args, r.guard()...)
+	p.args = append(p.args, r.probeGuard()...)
 	p.args = append(p.args, "-i", "file:"+path)
 	err := r.start(ctx, p)
 	var failed *Error
 	if err == nil || ctx.Err() != nil || !errors.As(err, &failed) {
 		return err
+	}
+	if strings.Contains(failed.Tail, "Codec (") && strings.Contains(failed.Tail, "not on whitelist") {
+		return fmt.Errorf("probe: %w: %w", ErrCodec, err)
 	}
 	return fmt.Errorf("probe: %w: %w", ErrUnreadable, err)
 }

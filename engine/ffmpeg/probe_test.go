@@ -1,6 +1,7 @@
 package ffmpeg
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -101,6 +102,31 @@ func TestProbe(t *testing.T) {
 	}
 }
 
+// TestProbeForeignTracks measures a film beside subtitles made of pictures, for which no decoder is accepted.
+func TestProbeForeignTracks(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	srt := filepath.Join(dir, "a.srt")
+	if err := os.WriteFile(srt, []byte("1\n00:00:00,100 --> 00:00:00,300\nx\n\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	path := generate(t, "a.mkv", "-f", "lavfi", "-i", "testsrc2=s=64x48:r=25:d=0.4", "-i", srt, "-c:v", "libx264", "-c:s", "srt")
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, bytes.Replace(text, []byte("S_TEXT/UTF8"), []byte("S_HDMV/PGS\x00"), 1), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	media, err := runner(t).Probe(t.Context(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := []Subtitle{{Index: 1, Codec: "hdmv_pgs_subtitle"}}; media.Video == nil || media.Video.Frames != 10 || !reflect.DeepEqual(media.Subtitles, want) {
+		t.Errorf("%+v, subtitles %+v", media.Video, media.Subtitles)
+	}
+}
+
 func TestProbeRefuses(t *testing.T) {
 	t.Parallel()
 	r := runner(t)
@@ -131,6 +157,7 @@ func TestProbeRefuses(t *testing.T) {
 		{"folder", dir, r, ErrUnreadable},
 		{"missing", filepath.Join(dir, "missing.mp4"), r, os.ErrNotExist},
 		{"too many frames", write("many.mp4", whole), &few, ErrTooManyFrames},
+		{"codec", generate(t, "snow.mkv", "-f", "lavfi", "-i", "testsrc2=s=64x48:d=0.2", "-c:v", "snow", "-strict", "-2"), r, ErrCodec},
 		{"too slow", write("slow.mp4", whole), &tiny, ErrTimeout},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -270,7 +297,7 @@ func TestTimelines(t *testing.T) {
 				}
 			}
 			v := &Video{}
-			v.measure(lines.tracks[0], c.base, c.nominal, Ratio{})
+			v.measure(lines.tracks[0], rates{unit: c.base, nominal: c.nominal})
 			if v.Frames != c.frames || math.Abs(v.Duration-c.duration) > 0.0011 || math.Abs(v.FPS-c.fps) > 0.3 || v.VariableRate != c.variable {
 				t.Errorf("%d frames, %.4f s, %.3f fps, variable %v", v.Frames, v.Duration, v.FPS, v.VariableRate)
 			}
@@ -306,7 +333,7 @@ func FuzzFrameFacts(f *testing.F) {
 	f.Add([]byte(`{"frames":[{"pix_fmt":7,"side_data_list":[{"side_data_type":"Mastering display metadata","max_luminance":"2147483647/1","white_point_x":"1/2","white_point_y":"1/2"}]}]}`))
 	f.Fuzz(func(t *testing.T, text []byte) {
 		v := &Video{BitDepth: 8}
-		if v.frameFacts(text) != nil {
+		if _, err := v.frameFacts(text); err != nil {
 			return
 		}
 		if l := v.Light; l != nil && (l.MaxContent <= 0 || l.MaxAverage < 0) {
@@ -331,7 +358,7 @@ func FuzzTimelines(f *testing.F) {
 		clamp := func(n int64) int64 { return n % math.MaxInt32 }
 		for _, track := range lines.tracks {
 			v := &Video{}
-			v.measure(track, Ratio{clamp(a), clamp(b)}, Ratio{clamp(c), clamp(d)}, Ratio{})
+			v.measure(track, rates{unit: Ratio{clamp(a), clamp(b)}, nominal: Ratio{clamp(c), clamp(d)}})
 			if v.Frames > 0 && !(v.Duration > 0 && v.FPS > 0 && !math.IsInf(v.Duration, 0) && !math.IsInf(v.FPS, 0) && v.LastHold > 0) {
 				t.Fatalf("%+v", v)
 			}

@@ -231,10 +231,14 @@ func (w *watch) begin() {
 		return
 	}
 	w.write.Close()
+	w.arm()
+	w.done.Go(func() { w.follow(w.read) })
+}
+
+func (w *watch) arm() {
 	if w.stall > 0 {
 		w.timer = time.AfterFunc(w.stall, w.stalled)
 	}
-	w.done.Go(w.follow)
 }
 
 func (w *watch) end() {
@@ -251,9 +255,9 @@ func (w *watch) end() {
 }
 
 // follow reads key=value lines until the pipe ends. ffmpeg closes each report with a line progress=continue or progress=end.
-func (w *watch) follow() {
+func (w *watch) follow(progress io.Reader) {
 	var now, last state
-	lines := bufio.NewScanner(w.read)
+	lines := bufio.NewScanner(progress)
 	for lines.Scan() {
 		key, value, _ := strings.Cut(lines.Text(), "=")
 		if key != "progress" {
@@ -271,7 +275,7 @@ func (w *watch) follow() {
 		}
 	}
 	// A line too long for the scanner is none of ffmpeg's; the pipe must still be emptied.
-	_, _ = io.Copy(io.Discard, w.read)
+	_, _ = io.Copy(io.Discard, progress)
 }
 
 // state is where a run stands.

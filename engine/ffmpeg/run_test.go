@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -14,6 +15,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"go.uber.org/goleak"
@@ -156,8 +158,8 @@ func TestArgs(t *testing.T) {
 		Output{Path: "/out.mp4", Format: "mp4", Options: []Option{Int("crf:v", 0), Flag("dn")}})
 	want := []string{
 		"-hide_banner", "-nostdin", "-y", "-loglevel", "level+warning", "-filter_threads", "3",
-		"-protocol_whitelist", "file", "-format_whitelist", strings.Join(inputFormats, ","), "-codec_whitelist", strings.Join(inputCodecs, ","),
-		"-max_pixels", "1000", "-threads", "3", "-ss", "1", "-i", "file:/in/-weird %d.mp4",
+		"-protocol_whitelist", "file", "-format_whitelist", strings.Join(inputFormats, ","), "-max_pixels", "1000", "-threads", "3",
+		"-codec_whitelist", strings.Join(slices.Concat(videoCodecs, audioCodecs, subtitleCodecs), ","), "-ss", "1", "-i", "file:/in/-weird %d.mp4",
 		"-threads", "3", "-crf:v", "0", "-dn", "-f", "mp4", "file:/out.mp4",
 	}
 	if !slices.Equal(got, want) {
@@ -316,18 +318,41 @@ func TestRunStalls(t *testing.T) {
 	}
 }
 
-// TestRunMovingIsNoStall runs for much longer than the stall limit.
-func TestRunMovingIsNoStall(t *testing.T) {
+// TestWatch moves slowly, each time just before the watchdog would cry, and then reports without moving.
+func TestWatch(t *testing.T) {
 	t.Parallel()
-	r := runner(t)
-	path := generate(t, "long.mp4", "-f", "lavfi", "-i", "testsrc2=s=64x48:r=10:d=4", "-c:v", "libx264", "-preset", "ultrafast")
-	err := r.Run(t.Context(), Command{
-		Args:         r.Args(Input{Path: path, Options: []Option{Flag("re")}}, Output{Path: "/dev/null", Format: "null"}),
-		StallTimeout: 2500 * time.Millisecond,
+	synctest.Test(t, func(t *testing.T) {
+		const stall = time.Minute
+		cried := make(chan struct{})
+		w := &watch{stall: stall, stalled: func() { close(cried) }}
+		read, write := io.Pipe()
+		w.arm()
+		go w.follow(read)
+		say := func(frame int) {
+			fmt.Fprintf(write, "frame=%d\nout_time_us=N/A\ntotal_size=48\nprogress=continue\n", frame)
+		}
+		began := time.Now()
+		for frame := range 20 {
+			time.Sleep(stall - time.Second)
+			say(frame + 1)
+		}
+		synctest.Wait()
+		select {
+		case <-cried:
+			t.Fatalf("cried after %v", time.Since(began))
+		default:
+		}
+		moved := time.Now()
+		for range 3 {
+			time.Sleep(stall / 4)
+			say(20)
+		}
+		<-cried
+		if stood := time.Since(moved); stood != stall {
+			t.Errorf("cried %v after the last frame, want %v", stood, stall)
+		}
+		write.Close()
 	})
-	if err != nil {
-		t.Error(err)
-	}
 }
 
 // TestRunKillsTheGroup has a child that starts another and hides from gentler signals.
@@ -440,12 +465,12 @@ func FuzzProgress(f *testing.F) {
 			_, _ = write.WriteString(text)
 			write.Close()
 		}()
-		w := &watch{read: read, report: func(frames int64, at time.Duration) {
+		w := &watch{report: func(frames int64, at time.Duration) {
 			if frames < 0 || at < 0 {
 				t.Errorf("%d frames at %v", frames, at)
 			}
 		}}
-		w.follow()
+		w.follow(read)
 		read.Close()
 	})
 }

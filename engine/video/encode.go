@@ -1,0 +1,177 @@
+package video
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	"enlarger/engine"
+	"enlarger/engine/ffmpeg"
+)
+
+// sound is how the audio tracks come into the output. When the muxer refuses one way before a frame is written, the next is tried.
+type sound int
+
+const (
+	// soundCopied copies what MP4 holds and encodes the rest to AAC.
+	soundCopied sound = iota
+	soundEncoded
+	soundDropped
+	soundEnd
+)
+
+// tracksMost bounds how many audio tracks, and how many subtitle tracks, go into an output.
+const tracksMost = 16
+
+// recipe is all that decides the arguments of a run.
+type recipe struct {
+	media   *ffmpeg.Media
+	plan    engine.Plan
+	options Options
+	threads int
+	pace    pacing
+	sound   sound
+}
+
+// hevc says that the output is H.265: what has 10 bits, which H.264 players seldom show. x265 takes no side below 32 pixels.
+func (r recipe) hevc() bool {
+	const least = 32
+	return deep(r.media.Video) && min(r.plan.Width, r.plan.Height) >= least
+}
+
+// output gives ffmpeg's options for the written file, and warnings for what it cannot carry.
+func (r recipe) output() ([]ffmpeg.Option, []string) {
+	options := []ffmpeg.Option{
+		ffmpeg.Opt("map", stream(r.media.Video.Index)),
+		ffmpeg.Opt("filter:v", graph(r.media.Video, r.plan, r.pace)),
+		ffmpeg.Opt("fps_mode", "vfr"),
+	}
+	if r.pace == paceKept {
+		// The source's own unit of time: the default, one frame, would shift the frames of a variable rate.
+		options = append(options, ffmpeg.Opt("enc_time_base", "-1"))
+	}
+	options = append(options, r.videoCodec()...)
+	var warnings []string
+	for _, part := range []func() ([]ffmpeg.Option, []string){r.audio, r.subtitles, r.lost} {
+		more, warn := part()
+		options, warnings = append(options, more...), append(warnings, warn...)
+	}
+	// Of the file's own tags only the title stays: others hold places, people and devices. Tracks keep their language.
+	options = append(options, ffmpeg.Flag("dn"), ffmpeg.Opt("map_metadata:g", "-1"), ffmpeg.Int("map_chapters", 0))
+	if r.media.Title != "" {
+		options = append(options, ffmpeg.Opt("metadata", "title="+r.media.Title))
+	}
+	return append(options, ffmpeg.Int("max_muxing_queue_size", 4096), ffmpeg.Opt("movflags", "+faststart")), warnings
+}
+
+func stream(index int) string { return "0:" + strconv.Itoa(index) }
+
+func (r recipe) videoCodec() []ffmpeg.Option {
+	if !r.hevc() {
+		options := []ffmpeg.Option{
+			ffmpeg.Opt("c:v", "libx264"), ffmpeg.Opt("preset:v", r.options.H264Preset), ffmpeg.Int("crf:v", r.options.CRF),
+		}
+		if !deep(r.media.Video) {
+			options = append(options, ffmpeg.Opt("profile:v", "high"))
+		}
+		return options
+	}
+	return []ffmpeg.Option{
+		ffmpeg.Opt("c:v", "libx265"), ffmpeg.Opt("preset:v", r.options.H265Preset), ffmpeg.Int("crf:v", r.options.CRF),
+		ffmpeg.Opt("profile:v", "main10"), ffmpeg.Opt("tag:v", "hvc1"), ffmpeg.Opt("x265-params", r.x265()),
+	}
+}
+
+// x265 are the encoder's own parameters: quiet, bounded threads, and the static metadata of HDR10.
+func (r recipe) x265() string {
+	v := r.media.Video
+	params := []string{"log-level=error", "pools=" + strconv.Itoa(r.threads)}
+	if v.Transfer == "smpte2084" {
+		params = append(params, "hdr10=1", "repeat-headers=1")
+	}
+	if m := v.Mastering; m != nil {
+		params = append(params, fmt.Sprintf("master-display=G(%d,%d)B(%d,%d)R(%d,%d)WP(%d,%d)L(%d,%d)",
+			m.GreenX, m.GreenY, m.BlueX, m.BlueY, m.RedX, m.RedY, m.WhiteX, m.WhiteY, m.MaxLuminance, m.MinLuminance))
+	}
+	if l := v.Light; l != nil {
+		params = append(params, fmt.Sprintf("max-cll=%d,%d", l.MaxContent, l.MaxAverage))
+	}
+	return strings.Join(params, ":")
+}
+
+// audio keeps every track, up to tracksMost.
+func (r recipe) audio() (options []ffmpeg.Option, warnings []string) {
+	tracks := r.media.Audio
+	if r.sound == soundDropped {
+		if len(tracks) == 0 {
+			return nil, nil
+		}
+		return nil, []string{"The sound could not be read and was left out."}
+	}
+	if len(tracks) > tracksMost {
+		warnings = append(warnings, fmt.Sprintf("Only the first %d audio tracks were kept.", tracksMost))
+		tracks = tracks[:tracksMost]
+	}
+	for i, a := range tracks {
+		options = append(options, ffmpeg.Opt("map", stream(a.Index)))
+		if r.sound == soundCopied && fitsMP4(a) {
+			options = append(options, ffmpeg.Opt(fmt.Sprintf("c:a:%d", i), "copy"))
+			continue
+		}
+		channels := min(max(a.Channels, 1), 6)
+		options = append(options,
+			ffmpeg.Opt(fmt.Sprintf("c:a:%d", i), "aac"), ffmpeg.Opt(fmt.Sprintf("b:a:%d", i), fmt.Sprintf("%dk", 96*channels)))
+		if a.Channels > 8 {
+			options = append(options, ffmpeg.Int(fmt.Sprintf("ac:a:%d", i), 2))
+		}
+	}
+	return options, warnings
+}
+
+// fitsMP4 says whether MP4 takes the track as it is and players can be expected to play it there.
+func fitsMP4(a ffmpeg.Audio) bool {
+	if a.Channels == 0 || a.SampleRate == 0 {
+		return false
+	}
+	if a.Codec == "mp3" {
+		// Below that, MP3 in MP4 is outside the standard and ffmpeg refuses it.
+		return a.SampleRate >= 16000
+	}
+	return slices.Contains([]string{"aac", "ac3", "eac3", "alac", "opus"}, a.Codec)
+}
+
+// subtitles turns text into MP4's kind. Pictures of text have no place there.
+func (r recipe) subtitles() (options []ffmpeg.Option, warnings []string) {
+	kept, dropped := 0, 0
+	for _, s := range r.media.Subtitles {
+		if !s.Text || kept == tracksMost {
+			dropped++
+			continue
+		}
+		options = append(options, ffmpeg.Opt("map", stream(s.Index)))
+		kept++
+	}
+	if kept > 0 {
+		options = append(options, ffmpeg.Opt("c:s", "mov_text"))
+	}
+	if dropped > 0 {
+		warnings = append(warnings, fmt.Sprintf("%d subtitle track(s) cannot be kept in MP4 and were left out.", dropped))
+	}
+	return options, warnings
+}
+
+// lost names what the picture itself loses.
+func (r recipe) lost() (_ []ffmpeg.Option, warnings []string) {
+	v := r.media.Video
+	if v.Alpha {
+		warnings = append(warnings, "MP4 carries no transparency; it was dropped.")
+	}
+	if v.DolbyVision > 0 || v.DynamicHDR {
+		warnings = append(warnings, "The dynamic HDR metadata of the source (Dolby Vision or HDR10+) was dropped; the HDR picture under it was kept.")
+	}
+	if r.pace == paceBlend && v.BitDepth > 8 {
+		warnings = append(warnings, "The frame rate of a video of more than 8 bits was raised by blending frames, not by following their motion.")
+	}
+	return nil, warnings
+}
