@@ -207,7 +207,11 @@ func (b *backend) GetObject(ctx context.Context, bucket, key string, request *go
 			return nil, err
 		}
 	}
-	meta := map[string]string{"Last-Modified": t.Modified.UTC().Format(http.TimeFormat)}
+	meta := map[string]string{
+		"Last-Modified": t.Modified.UTC().Format(http.TimeFormat),
+		// As S3 does. Without a type the HTTP server would guess one, and a guess of text/html is a page.
+		"Content-Type": "binary/octet-stream",
+	}
 	maps.Copy(meta, t.Meta)
 	return &gofakes3.Object{Name: key, Metadata: meta, Size: size, Hash: t.hash(), Range: span, Contents: body}, nil
 }

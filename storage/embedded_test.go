@@ -345,6 +345,16 @@ func TestEmbeddedRestart(t *testing.T) {
 	if _, err := os.Stat(stray); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the draft of the earlier process is still there: %v", err)
 	}
+	put := presigned(t, e2, "PUT", s2.cfg.Endpoint+"/"+testBucket+"/a/typeless", time.Now(), "600")
+	if answer, text := send(t, http.MethodPut, put, strings.NewReader("<html><script>"), nil); answer.StatusCode != http.StatusOK {
+		t.Fatalf("%d %s", answer.StatusCode, text)
+	}
+	if object, err := s2.Head(ctx, "a/typeless"); err != nil || object.ContentType != "binary/octet-stream" {
+		t.Errorf("an object without a type: %+v, %v", object, err)
+	}
+	if err := s2.Delete(ctx, "a/typeless"); err != nil {
+		t.Fatal(err)
+	}
 	// Removing the last object removes the directories above it.
 	if err := s2.Delete(ctx, "a/b"); err != nil {
 		t.Fatal(err)
