@@ -277,7 +277,7 @@ func TestThroughput(t *testing.T) {
 	if err := run(t.Context(), args, &out, io.Discard); err != nil {
 		t.Fatal(err)
 	}
-	for _, line := range []string{"### Throughput: fleet", "### Throughput: embedded", "| bare asynq | ", "| enlarger | ", "### Where the time goes", "INSERT INTO entries", "`PUT`", "`evalsha`"} {
+	for _, line := range []string{"### Throughput: fleet", "### Throughput: embedded", "| bare asynq | ", "| enlarger | ", "| River with the same ledger and files | ", "### Where the time goes", "INSERT INTO entries", "`PUT`", "`evalsha`"} {
 		if !strings.Contains(out.String(), line) {
 			t.Errorf("no %q in\n%s", line, out.String())
 		}

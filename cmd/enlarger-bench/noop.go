@@ -65,9 +65,12 @@ type rig struct {
 
 func newRig(b *bed, o *options, d *db.DB, client redis.UniversalClient, store *storage.Store, slots int) *rig {
 	r := &rig{
-		db: d, jobs: job.NewStore(d), ledger: billing.NewLedger(d), storage: store, redis: client, dispatcher: worker.NewDispatcher(client),
+		db: d, jobs: job.NewStore(d), ledger: billing.NewLedger(d), storage: store, redis: client,
 		prices:  &billing.Prices{ImageBlock: 24, Tiers: []billing.Tier{{ShortSide: 2160, Frame: 1}}, Weights: map[string]float64{"noop": 1}},
 		scratch: tempDir(b), slots: slots,
+	}
+	if client != nil { // River has no Redis
+		r.dispatcher = worker.NewDispatcher(client)
 	}
 	r.catalog = engine.NewCatalog(engine.DefaultLimits(), noopTool(&r.ran))
 	var err error
@@ -158,13 +161,19 @@ func (r *rig) verify(b *bed, n int64) {
 	if got := finished(b, r.db); int64(got) != n {
 		b.Fatalf("%d of %d jobs succeeded", got, n)
 	}
-	var used billing.Millicredits
+	r.charged(b, n)
+}
+
+// charged ends the run unless n jobs were paid for and nothing is frozen any more.
+func (r *rig) charged(b *bed, n int64) {
+	var sum billing.Balance
 	for _, id := range r.accounts {
 		balance, err := r.ledger.Balance(b.ctx, id)
 		b.must(err)
-		used += balance.Used
+		sum.Used += balance.Used
+		sum.Frozen += balance.Frozen
 	}
-	if want := billing.Millicredits(n) * billing.Credit; used != want {
-		b.Fatalf("%v credits were charged, want %v", used, want)
+	if want := billing.Millicredits(n) * billing.Credit; sum.Used != want || sum.Frozen != 0 {
+		b.Fatalf("%v credits were charged and %v are frozen, want %v and none", sum.Used, sum.Frozen, want)
 	}
 }

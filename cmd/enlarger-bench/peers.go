@@ -23,7 +23,7 @@ func fleetPeers(b *bed, o *options) (servers string, peers []*peer) {
 	// The API and a worker process have their own connections; here one process is both.
 	whole := newRig(b, o, openDatabase(b, postgres.Database(b), 2*o.slots), client, store, o.slots)
 	rows := newRig(b, o, openDatabase(b, postgres.Database(b), 2*o.slots), client, store, o.slots)
-	peers = append([]*peer{asynqPeer(client, o.slots), rowsPeer(rows), enlargerPeer(whole)}, riverPeers(b, o, postgres, store)...)
+	peers = append([]*peer{asynqPeer(client, o.slots, factorRedis), rowsPeer(rows), enlargerPeer(whole)}, riverPeers(b, o, postgres, store)...)
 	return versions(b, whole.db, client), peers
 }
 
@@ -41,16 +41,16 @@ func embeddedPeers(b *bed, o *options) []*peer {
 		return newRig(b, o, openDatabase(b, "sqlite:"+filepath.Join(dir, name), 0), client, store, o.slots)
 	}
 	return []*peer{
-		asynqPeer(openMiniRedis(b), o.slots), rowsPeer(open("rows.db", openMiniRedis(b))), enlargerPeer(open("whole.db", openMiniRedis(b))),
+		asynqPeer(openMiniRedis(b), o.slots, factorMiniRedis), rowsPeer(open("rows.db", openMiniRedis(b))), enlargerPeer(open("whole.db", openMiniRedis(b))),
 	}
 }
 
 // asynqPeer is asynq and nothing else: the handler counts.
-func asynqPeer(client redis.UniversalClient, slots int) *peer {
+func asynqPeer(client redis.UniversalClient, slots, factor int) *peer {
 	var ran atomic.Int64
 	enqueue := asynq.NewClientFromRedisClient(client)
 	return &peer{
-		name: "bare asynq",
+		name: "bare asynq", factor: factor,
 		submit: func(ctx context.Context) error {
 			_, err := enqueue.EnqueueContext(ctx, asynq.NewTask("noop", []byte(content)), asynq.Queue(queueBare))
 			return err
@@ -61,6 +61,12 @@ func asynqPeer(client redis.UniversalClient, slots int) *peer {
 		ended: func(_ context.Context, n int64) (bool, error) { return ran.Load() >= n, nil },
 	}
 }
+
+// How much more work bare asynq gets than the others, so that each is measured for a while: on a Redis of its own, and on the one in this process.
+const (
+	factorRedis     = 10
+	factorMiniRedis = 4
+)
 
 // The queues of the peers that are not enlarger's own.
 const (

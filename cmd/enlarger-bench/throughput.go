@@ -13,6 +13,8 @@ import (
 // then submits again with the workers running.
 type peer struct {
 	name string
+	// factor multiplies the jobs of a round; 0 is 1.
+	factor int
 	// submit enqueues one job. It is called from many goroutines.
 	submit func(ctx context.Context) error
 	// start begins to carry jobs and returns how to stop.
@@ -74,9 +76,9 @@ func compare(b *bed, o *options, out io.Writer, title, servers string, peers []*
 		rows = append(rows, []string{p.name, perSecond(scores[i].submit), perSecond(scores[i].drain), perSecond(scores[i].through), ratio,
 			fmt.Sprintf("%.2f ms", median(scores[i].cpu))})
 	}
-	fmt.Fprintf(out, "\n### Throughput: %s\n\n%s. No-op jobs a second, medians of %d rounds of 2 x %d jobs, lowest and highest round in brackets; "+
+	fmt.Fprintf(out, "\n### Throughput: %s\n\n%s. No-op jobs a second, medians of %d rounds of 2 x %d jobs (bare asynq: 2 x %d), lowest and highest round in brackets; "+
 		"%d slots, %d parallel submitters, %d accounts; the peers take turns. Processor time is that of the third figure, all processes together. Load average afterwards: %s.\n\n%s",
-		title, servers, o.rounds, o.jobs, o.slots, o.slots, o.accounts, loadAverage(), table(rows))
+		title, servers, o.rounds, o.jobs, o.jobs*peers[0].factor, o.slots, o.slots, o.accounts, loadAverage(), table(rows))
 }
 
 func last(values []float64) float64 { return values[len(values)-1] }
@@ -93,21 +95,22 @@ func perSecond(values []float64) string {
 const roundTimeout = 3 * time.Minute
 
 func oneRound(b *bed, o *options, p *peer, s *score, submitted *int64) {
+	jobs := o.jobs * max(p.factor, 1)
 	rate := func(did func()) float64 {
 		start := time.Now()
 		did()
-		return float64(o.jobs) / time.Since(start).Seconds()
+		return float64(jobs) / time.Since(start).Seconds()
 	}
 	submit := func() {
-		*submitted += int64(o.jobs)
-		b.must(inParallel(b.ctx, o.slots, o.jobs, p.submit))
+		*submitted += int64(jobs)
+		b.must(inParallel(b.ctx, o.slots, jobs, p.submit))
 	}
 	s.submit = append(s.submit, rate(submit))
 	var stop func()
 	s.drain = append(s.drain, rate(func() { stop = p.start(b); waitFor(b, p, *submitted) }))
 	used := treeCPU()
 	s.through = append(s.through, rate(func() { submit(); waitFor(b, p, *submitted) }))
-	s.cpu = append(s.cpu, (treeCPU()-used).Seconds()*1000/float64(o.jobs))
+	s.cpu = append(s.cpu, (treeCPU()-used).Seconds()*1000/float64(jobs))
 	stop()
 }
 
