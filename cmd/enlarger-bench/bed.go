@@ -32,6 +32,9 @@ func (b *bed) Helper() {}
 
 func (b *bed) Cleanup(f func()) { b.cleanups = append(b.cleanups, f) }
 
+// closes closes c at the end; what that says comes too late to matter.
+func (b *bed) closes(c io.Closer) { b.Cleanup(func() { _ = c.Close() }) }
+
 func (b *bed) Failed() bool { return b.failed }
 
 func (b *bed) Fatalf(format string, args ...any) {

@@ -118,7 +118,7 @@ func TestLoadIsOpen(t *testing.T) {
 func TestLoadCountsFaults(t *testing.T) {
 	t.Parallel()
 	var n atomic.Int64
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		switch n.Add(1) % 3 {
 		case 0:
 			w.WriteHeader(http.StatusAccepted)

@@ -53,7 +53,7 @@ func latencyPart(b *bed, o *options, out io.Writer) {
 func measureLatency(b *bed, o *options, at installation, photo []byte) []string {
 	d, err := db.Open(b.ctx, db.Config{URL: at.database, MaxConns: 2})
 	b.must(err)
-	b.Cleanup(func() { d.Close() })
+	b.closes(d)
 	_, key := newAccount(b, d)
 	body, kind, err := form(photo, filepath.Base(o.photo))
 	b.must(err)
@@ -91,8 +91,7 @@ func measureLatency(b *bed, o *options, at installation, photo []byte) []string 
 // startHeld runs `enlarger serve` with one image slot and gives it a job whose source is a URL that does not answer: until that gives up, the worker
 // is there and has nothing to compute.
 func startHeld(b *bed) installation {
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	b.must(err)
+	listener := listen(b)
 	asked, ended := make(chan struct{}, 1), make(chan struct{})
 	server := &http.Server{ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 		select {
@@ -105,7 +104,8 @@ func startHeld(b *bed) installation {
 		}
 	})}
 	go server.Serve(listener) //nolint:errcheck // it ends with Close
-	b.Cleanup(func() { close(ended); server.Close() })
+	b.closes(server)
+	b.Cleanup(func() { close(ended) })
 	_, port, err := net.SplitHostPort(listener.Addr().String())
 	b.must(err)
 	at := startEmbedded(b, map[string]string{
@@ -114,7 +114,7 @@ func startHeld(b *bed) installation {
 	b.scope(func(b *bed) {
 		d, err := db.Open(b.ctx, db.Config{URL: at.database, MaxConns: 2})
 		b.must(err)
-		b.Cleanup(func() { d.Close() })
+		b.closes(d)
 		_, key := newAccount(b, d)
 		postURL(b, at, key, "http://"+listener.Addr().String()+"/photo.jpg")
 	})
@@ -142,7 +142,7 @@ func postURL(b *bed, at installation, key, source string) {
 	b.must(err)
 	defer response.Body.Close()
 	if response.StatusCode != http.StatusAccepted {
-		text, _ := io.ReadAll(io.LimitReader(response.Body, 4096)) //nolint:errcheck // for the message only
+		text, _ := io.ReadAll(io.LimitReader(response.Body, 4096)) // for the message only
 		b.Fatalf("POST /jobs with a URL answered %s: %s", response.Status, text)
 	}
 }

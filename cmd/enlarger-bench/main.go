@@ -123,8 +123,12 @@ func (o *options) check(rest []string) error {
 		name       string
 		value, max int
 	}{
-		{"rate", o.rate, 1000}, {"jobs", o.jobs, 1_000_000}, {"rounds", o.rounds, 100}, {"slots", o.slots, 1000},
-		{"accounts", o.accounts, 1000}, {"profile-jobs", o.profileJobs, 1_000_000},
+		{"rate", o.rate, 1000},
+		{"jobs", o.jobs, 1_000_000},
+		{"rounds", o.rounds, 100},
+		{"slots", o.slots, 1000},
+		{"accounts", o.accounts, 1000},
+		{"profile-jobs", o.profileJobs, 1_000_000},
 	} {
 		if n.value < 1 || n.value > n.max {
 			faults = append(faults, fmt.Errorf("-%s must be 1 to %d", n.name, n.max))
@@ -154,7 +158,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 		if err != nil {
 			return fmt.Errorf("CPU profile: %w", err)
 		}
-		defer file.Close()
+		defer func() { _ = file.Close() }()
 		if err := pprof.StartCPUProfile(file); err != nil {
 			return fmt.Errorf("CPU profile: %w", err)
 		}
@@ -162,6 +166,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 	}
 	fmt.Fprint(stdout, machineFacts(args, time.Now()))
 	for _, part := range o.parts {
+		//nolint:contextcheck // testbed has a time limit of its own for each server it starts
 		switch part {
 		case partLatency:
 			latencyPart(b, o, stdout)

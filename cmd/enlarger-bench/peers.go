@@ -31,7 +31,7 @@ func fleetPeers(b *bed, o *options) (servers string, peers []*peer) {
 func embeddedPeers(b *bed, o *options) []*peer {
 	embedded, err := storage.OpenEmbedded(tempDir(b), storage.EmbeddedConfig{Bucket: bucket})
 	b.must(err)
-	b.Cleanup(func() { embedded.Close() })
+	b.closes(embedded)
 	endpoint, err := embedded.Start("127.0.0.1:0")
 	b.must(err)
 	access, secret := embedded.Credentials()

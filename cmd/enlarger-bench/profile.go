@@ -1,10 +1,8 @@
 package main
 
 import (
-	"context"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/url"
 	"slices"
@@ -232,13 +230,12 @@ func (c *requestCount) wrap(next http.Handler) http.Handler {
 func countedStore(b *bed) (*storage.Store, *requestCount) {
 	embedded, err := storage.OpenEmbedded(tempDir(b), storage.EmbeddedConfig{Bucket: bucket})
 	b.must(err)
-	b.Cleanup(func() { embedded.Close() })
+	b.closes(embedded)
 	requests := &requestCount{uses: map[string]use{}}
-	listener, err := (&net.ListenConfig{}).Listen(context.WithoutCancel(b.ctx), "tcp", "127.0.0.1:0")
-	b.must(err)
+	listener := listen(b)
 	server := &http.Server{ReadHeaderTimeout: 10 * time.Second, Handler: requests.wrap(embedded.Handler())}
 	go server.Serve(listener) //nolint:errcheck // it ends with Close
-	b.Cleanup(func() { server.Close() })
+	b.closes(server)
 	access, secret := embedded.Credentials()
 	return openStore(b, storeReady{"http://" + listener.Addr().String(), access, secret}), requests
 }

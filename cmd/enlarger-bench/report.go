@@ -102,8 +102,8 @@ func fsyncTime() string {
 	if err != nil {
 		return "unknown"
 	}
-	defer os.Remove(file.Name())
-	defer file.Close()
+	defer func() { _ = os.Remove(file.Name()) }()
+	defer func() { _ = file.Close() }()
 	const writes = 100
 	block := make([]byte, 4096)
 	took := make([]time.Duration, 0, writes)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -49,6 +50,7 @@ func serveStore(dir string, out io.Writer) error {
 		return errors.Join(err, embedded.Close())
 	}
 	access, secret := embedded.Credentials()
+	//nolint:gosec // the one who started this process needs the key of its empty store
 	if err := json.NewEncoder(out).Encode(storeReady{endpoint, access, secret}); err != nil {
 		return errors.Join(err, embedded.Close())
 	}
@@ -81,8 +83,10 @@ func openStore(b *bed, at storeReady) *storage.Store {
 // startPostgres starts a server that keeps what it commits, as one in life does: testbed's own is faster because it does not. The statements
 // of a connection that asks for it are counted.
 func startPostgres(b *bed, noSync bool) *testbed.PostgresServer {
-	settings := []string{"fsync=on", "full_page_writes=on", "shared_buffers=256MB", "max_wal_size=4GB",
-		"shared_preload_libraries=pg_stat_statements", "pg_stat_statements.track=none", "track_wal_io_timing=on"}
+	settings := []string{
+		"fsync=on", "full_page_writes=on", "shared_buffers=256MB", "max_wal_size=4GB",
+		"shared_preload_libraries=pg_stat_statements", "pg_stat_statements.track=none", "track_wal_io_timing=on",
+	}
 	if noSync {
 		settings[0] = "fsync=off"
 	}
@@ -94,7 +98,7 @@ func openRedis(b *bed, server *testbed.RedisServer, conns int) redis.UniversalCl
 	b.must(err)
 	options.PoolSize = conns
 	client := redis.NewClient(options)
-	b.Cleanup(func() { client.Close() })
+	b.closes(client)
 	return client
 }
 
@@ -105,14 +109,15 @@ func openMiniRedis(b *bed) redis.UniversalClient {
 		Dialer:      func(context.Context, string, string) (net.Conn, error) { return server.Dial() },
 		ReadTimeout: 5 * time.Second, PoolSize: 64, DisableIdentity: true,
 	})
-	b.Cleanup(func() { client.Close(); server.Close() })
+	b.Cleanup(server.Close)
+	b.closes(client)
 	return client
 }
 
 func openDatabase(b *bed, url string, conns int) *db.DB {
 	d, err := db.Open(b.ctx, db.Config{URL: url, MaxConns: conns})
 	b.must(err)
-	b.Cleanup(func() { d.Close() })
+	b.closes(d)
 	b.must(d.Migrate(b.ctx))
 	return d
 }
@@ -126,10 +131,16 @@ func versions(b *bed, d *db.DB, client redis.UniversalClient) string {
 	return fmt.Sprintf("PostgreSQL %s (fsync %s, synchronous_commit on), Redis %s (nothing on disk)", postgres, sync, info["Server"]["redis_version"])
 }
 
+func listen(b *bed) net.Listener {
+	listener, err := (&net.ListenConfig{}).Listen(b.ctx, "tcp", "127.0.0.1:0")
+	b.must(err)
+	return listener
+}
+
 func tempDir(b *bed) string {
 	dir, err := os.MkdirTemp("", "enlarger-bench-")
 	b.must(err)
-	b.Cleanup(func() { os.RemoveAll(dir) })
+	b.Cleanup(func() { _ = os.RemoveAll(dir) })
 	return dir
 }
 
@@ -146,9 +157,7 @@ func settings(dir, listen string, more map[string]string) map[string]string {
 	env := map[string]string{
 		"ENLARGER_DATA": dir, "ENLARGER_LISTEN": listen, "ENLARGER_LOG_LEVEL": "warn", "ENLARGER_LOG_FORMAT": "json",
 	}
-	for name, value := range more {
-		env[name] = value
-	}
+	maps.Copy(env, more)
 	return env
 }
 

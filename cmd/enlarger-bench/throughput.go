@@ -73,8 +73,10 @@ func compare(b *bed, o *options, out io.Writer, title, servers string, peers []*
 		if i > 0 {
 			ratio = fmt.Sprintf("1/%.1f", base/through)
 		}
-		rows = append(rows, []string{p.name, perSecond(scores[i].submit), perSecond(scores[i].drain), perSecond(scores[i].through), ratio,
-			fmt.Sprintf("%.2f ms", median(scores[i].cpu))})
+		rows = append(rows, []string{
+			p.name, perSecond(scores[i].submit), perSecond(scores[i].drain), perSecond(scores[i].through), ratio,
+			fmt.Sprintf("%.2f ms", median(scores[i].cpu)),
+		})
 	}
 	fmt.Fprintf(out, "\n### Throughput: %s\n\n%s. No-op jobs a second, medians of %d rounds of 2 x %d jobs (bare asynq: 2 x %d), lowest and highest round in brackets; "+
 		"%d slots, %d parallel submitters, %d accounts; the peers take turns. Processor time is that of the third figure, all processes together. Load average afterwards: %s.\n\n%s",
