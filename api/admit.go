@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -42,8 +43,10 @@ func (s *server) authenticate(ctx context.Context, x *exchange, r *http.Request)
 	mark := sha256.Sum256([]byte(secret))
 	now := s.cfg.Now()
 	if !s.failures.admits(x.address, mark, now) {
-		return &Error{Code: RateLimited, RetryAfter: int(failureWindow.Seconds()),
-			Message: "Too many requests with a bad API key from this address. Wait a minute."}
+		return &Error{
+			Code: RateLimited, RetryAfter: int(failureWindow.Seconds()),
+			Message: "Too many requests with a bad API key from this address. Wait a minute.",
+		}
 	}
 	a, k, err := s.cfg.Accounts.Authenticate(ctx, secret)
 	switch {
@@ -107,8 +110,8 @@ func (s *server) clientAddress(r *http.Request) string {
 	addr := peer.Addr().Unmap()
 	if s.trusted(addr) {
 		hops := strings.Split(strings.Join(r.Header.Values("X-Forwarded-For"), ","), ",")
-		for i := len(hops) - 1; i >= 0; i-- {
-			hop, err := netip.ParseAddr(strings.TrimSpace(hops[i]))
+		for _, text := range slices.Backward(hops) {
+			hop, err := netip.ParseAddr(strings.TrimSpace(text))
 			if err != nil {
 				break
 			}

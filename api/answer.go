@@ -40,6 +40,15 @@ type exchange struct {
 	err    error
 }
 
+// exchangeOf finds the exchange behind the writer that a handler was given; ServeHTTP gave it.
+func exchangeOf(w http.ResponseWriter) *exchange {
+	x, ok := w.(*exchange)
+	if !ok {
+		panic("a handler of this package was called by another server")
+	}
+	return x
+}
+
 // writeTimeout bounds how long a client may take to read an answer; the largest is under 1 MiB.
 const writeTimeout = 30 * time.Second
 

@@ -118,8 +118,11 @@ func (l Limits) withDefaults() Limits {
 		field *time.Duration
 		value time.Duration
 	}{
-		{&l.ResultURLTTL, 24 * time.Hour}, {&l.RedirectTTL, 15 * time.Minute}, {&l.UploadTTL, 24 * time.Hour},
-		{&l.BodyPatience, 30 * time.Second}, {&l.CallTimeout, 15 * time.Second},
+		{&l.ResultURLTTL, 24 * time.Hour},
+		{&l.RedirectTTL, 15 * time.Minute},
+		{&l.UploadTTL, 24 * time.Hour},
+		{&l.BodyPatience, 30 * time.Second},
+		{&l.CallTimeout, 15 * time.Second},
 	} {
 		if *d.field == 0 {
 			*d.field = d.value
@@ -181,9 +184,17 @@ func (c Config) check() error {
 		name string
 		none bool
 	}{
-		{"Accounts", c.Accounts == nil}, {"Jobs", c.Jobs == nil}, {"Ledger", c.Ledger == nil},
-		{"Prices", c.Prices == nil}, {"Catalog", c.Catalog == nil}, {"Storage", c.Storage == nil}, {"Redis", c.Redis == nil},
-		{"Fetcher", c.Fetcher == nil}, {"SniffImage", c.SniffImage == nil}, {"Dispatch", c.Dispatch == nil}, {"Log", c.Log == nil},
+		{"Accounts", c.Accounts == nil},
+		{"Jobs", c.Jobs == nil},
+		{"Ledger", c.Ledger == nil},
+		{"Prices", c.Prices == nil},
+		{"Catalog", c.Catalog == nil},
+		{"Storage", c.Storage == nil},
+		{"Redis", c.Redis == nil},
+		{"Fetcher", c.Fetcher == nil},
+		{"SniffImage", c.SniffImage == nil},
+		{"Dispatch", c.Dispatch == nil},
+		{"Log", c.Log == nil},
 	} {
 		if part.none {
 			missing = append(missing, part.name)
@@ -208,7 +219,7 @@ func (s *server) register(document huma.API, op operation) {
 	document.OpenAPI().AddOperation(described)
 	document.Adapter().Handle(described, func(ctx huma.Context) {
 		r, w := humago.Unwrap(ctx)
-		s.run(op, w.(*exchange), r)
+		s.run(op, exchangeOf(w), r)
 	})
 }
 

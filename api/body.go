@@ -97,7 +97,7 @@ func (b *patientBody) finish() (broken bool) {
 // fault is what to tell the client when reading its body failed: nil when it did not.
 func (b *patientBody) fault(limit string) *Error {
 	switch {
-	case b.err == nil, b.err == io.EOF:
+	case b.err == nil, errors.Is(b.err, io.EOF):
 		return nil
 	case errors.Is(b.err, errBodyTooLarge):
 		return refusef(FileTooLarge, "%s", limit)

@@ -111,7 +111,7 @@ func (c *creation) submit(ctx context.Context, w *wish) (a *answer, err error) {
 		return nil, c.boundFirst(ctx, err)
 	}
 	fingerprint := fingerprintOf(order, w)
-	if a, err := c.replay(ctx, fingerprint); a != nil || err != nil {
+	if done, a, err := c.replay(ctx, fingerprint); done {
 		return a, err
 	}
 	if w.uploadID != "" {
@@ -181,21 +181,22 @@ func (c *creation) boundFirst(ctx context.Context, invalid error) error {
 	return invalid
 }
 
-// replay answers a request that was answered before; nil when it was not.
-func (c *creation) replay(ctx context.Context, fingerprint string) (*answer, error) {
+// replay answers a request whose idempotency key is bound: done says that there is an answer, or an error.
+func (c *creation) replay(ctx context.Context, fingerprint string) (done bool, a *answer, err error) {
 	if c.key == "" {
-		return nil, nil
+		return false, nil, nil
 	}
 	if err := c.server.cfg.Jobs.Replay(ctx, c.x.account.ID, c.key, fingerprint); err != nil {
-		return replayed(err)
+		a, err = replayed(err)
+		return true, a, err
 	}
-	return nil, nil
+	return false, nil, nil
 }
 
 // replayed turns a *job.Replayed into the first answer.
 func replayed(err error) (*answer, error) {
-	var first *job.Replayed
-	if !errors.As(err, &first) {
+	first, ok := errors.AsType[*job.Replayed](err)
+	if !ok {
 		return nil, err
 	}
 	return &answer{status: first.Status, body: first.Body, header: map[string]string{"Idempotent-Replayed": "true"}}, nil

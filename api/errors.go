@@ -142,12 +142,10 @@ const (
 
 // asError turns any error of the packages below into what the client sees.
 func asError(err error) *Error {
-	var e *Error
-	if errors.As(err, &e) {
+	if e, ok := errors.AsType[*Error](err); ok {
 		return e
 	}
-	var param *engine.ParamError
-	if errors.As(err, &param) {
+	if param, ok := errors.AsType[*engine.ParamError](err); ok {
 		return badParam(param.Param, "%s", param.Message)
 	}
 	for _, known := range []struct {
@@ -171,8 +169,10 @@ func asError(err error) *Error {
 	}
 	switch {
 	case errors.Is(err, job.ErrIdempotencyBusy):
-		return &Error{Code: IdempotencyConflict, RetryAfter: retryTwin,
-			Message: "The first request with this Idempotency-Key is still under way. Retry shortly."}
+		return &Error{
+			Code: IdempotencyConflict, RetryAfter: retryTwin,
+			Message: "The first request with this Idempotency-Key is still under way. Retry shortly.",
+		}
 	case db.Unavailable(err), storage.Transient(err):
 		return unavailable(err)
 	}

@@ -82,7 +82,7 @@ func (h *health) look(ctx context.Context) readiness {
 
 // healthz says that the process serves requests.
 func (s *server) healthz(w http.ResponseWriter, _ *http.Request) {
-	s.send(w.(*exchange), &answer{status: http.StatusOK, body: map[string]string{"status": "ok"}})
+	s.send(exchangeOf(w), &answer{status: http.StatusOK, body: map[string]string{"status": "ok"}})
 }
 
 // readyz says whether a job could be taken now.
@@ -92,5 +92,5 @@ func (s *server) readyz(w http.ResponseWriter, r *http.Request) {
 	if !ready.Ready {
 		a.status, a.retryAfter = http.StatusServiceUnavailable, retryOutage
 	}
-	s.send(w.(*exchange), a)
+	s.send(exchangeOf(w), a)
 }

@@ -72,7 +72,7 @@ func (k *connKeeper) note(conn net.Conn, state http.ConnState) (drop net.Conn) {
 		if k.open > k.most {
 			// When all others are at work, the oldest is the new one itself.
 			oldest := k.waiting.Remove(k.waiting.Front())
-			drop = oldest.(net.Conn)
+			drop, _ = oldest.(net.Conn) // nothing else is put in
 			delete(k.place, drop)
 		}
 	case http.StateIdle:

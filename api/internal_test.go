@@ -58,10 +58,16 @@ func TestAsError(t *testing.T) {
 		param string
 		retry bool
 	}{
-		{fmt.Errorf("x: %w", job.ErrNotFound), JobNotFound, "", false}, {job.ErrConcurrency, ConcurrencyLimit, "", true}, {job.ErrUploadExpired, UploadExpired, "", false},
-		{job.ErrIdempotencyBusy, IdempotencyConflict, "", true}, {billing.ErrInsufficient, InsufficientCredits, "", false}, {engine.ErrUnsupportedTool, UnsupportedTool, "", false},
-		{&engine.ParamError{Param: "config.scale", Message: "must be 2."}, InvalidParameter, "config.scale", false}, {errors.New("a bug"), InternalError, "", false},
-		{fmt.Errorf("%w: %w", db.ErrUncertain, io.ErrUnexpectedEOF), ServiceUnavailable, "", true}, {&net.OpError{Op: "dial", Err: errors.New("refused")}, ServiceUnavailable, "", true},
+		{fmt.Errorf("x: %w", job.ErrNotFound), JobNotFound, "", false},
+		{job.ErrConcurrency, ConcurrencyLimit, "", true},
+		{job.ErrUploadExpired, UploadExpired, "", false},
+		{job.ErrIdempotencyBusy, IdempotencyConflict, "", true},
+		{billing.ErrInsufficient, InsufficientCredits, "", false},
+		{engine.ErrUnsupportedTool, UnsupportedTool, "", false},
+		{&engine.ParamError{Param: "config.scale", Message: "must be 2."}, InvalidParameter, "config.scale", false},
+		{errors.New("a bug"), InternalError, "", false},
+		{fmt.Errorf("%w: %w", db.ErrUncertain, io.ErrUnexpectedEOF), ServiceUnavailable, "", true},
+		{&net.OpError{Op: "dial", Err: errors.New("refused")}, ServiceUnavailable, "", true},
 		{fmt.Errorf("x: %w", badParam("tool", "is bad.")), InvalidParameter, "tool", false},
 	} {
 		e := asError(c.err)
@@ -80,10 +86,18 @@ func TestClientAddress(t *testing.T) {
 	for _, c := range []struct {
 		peer, forwarded, want string
 	}{
-		{"203.0.113.7:1234", "", "203.0.113.7"}, {"203.0.113.7:1234", "198.51.100.1", "203.0.113.7"}, {"10.0.0.1:1", "198.51.100.1", "198.51.100.1"},
-		{"10.0.0.1:1", "198.51.100.1, 10.2.3.4", "198.51.100.1"}, {"10.0.0.1:1", "6.6.6.6, 198.51.100.1,10.2.3.4", "198.51.100.1"}, {"10.0.0.1:1", "", "10.0.0.1"},
-		{"10.0.0.1:1", "nonsense", "10.0.0.1"}, {"10.0.0.1:1", "nonsense, 10.0.0.9", "10.0.0.9"}, {"[2001:db8:1:2:3:4:5:6]:1", "", "2001:db8:1:2::/64"}, {"[::ffff:203.0.113.7]:1", "", "203.0.113.7"},
-		{"[fd00::1]:1", "2001:db8:1:2::9", "2001:db8:1:2::/64"}, {"pipe", "", "pipe"},
+		{"203.0.113.7:1234", "", "203.0.113.7"},
+		{"203.0.113.7:1234", "198.51.100.1", "203.0.113.7"},
+		{"10.0.0.1:1", "198.51.100.1", "198.51.100.1"},
+		{"10.0.0.1:1", "198.51.100.1, 10.2.3.4", "198.51.100.1"},
+		{"10.0.0.1:1", "6.6.6.6, 198.51.100.1,10.2.3.4", "198.51.100.1"},
+		{"10.0.0.1:1", "", "10.0.0.1"},
+		{"10.0.0.1:1", "nonsense", "10.0.0.1"},
+		{"10.0.0.1:1", "nonsense, 10.0.0.9", "10.0.0.9"},
+		{"[2001:db8:1:2:3:4:5:6]:1", "", "2001:db8:1:2::/64"},
+		{"[::ffff:203.0.113.7]:1", "", "203.0.113.7"},
+		{"[fd00::1]:1", "2001:db8:1:2::9", "2001:db8:1:2::/64"},
+		{"pipe", "", "pipe"},
 	} {
 		r := &http.Request{RemoteAddr: c.peer, Header: http.Header{}}
 		if c.forwarded != "" {

@@ -4,9 +4,10 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/http"
 	"reflect"
-	"sort"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -85,9 +86,7 @@ func (op operation) headers(own map[string]string) map[string]*huma.Param {
 		all["RateLimit"] = "The same as an IETF structured field: r requests left, one more in t seconds."
 		all["RateLimit-Policy"] = "The limit as an IETF structured field: q requests in w seconds."
 	}
-	for name, doc := range own {
-		all[name] = doc
-	}
+	maps.Copy(all, own)
 	headers := map[string]*huma.Param{}
 	for name, doc := range all {
 		kind := huma.TypeString
@@ -101,7 +100,7 @@ func (op operation) headers(own map[string]string) map[string]*huma.Param {
 
 // describeErrors groups the codes by status, with an example of each.
 func (op operation) describeErrors(described *huma.Operation, codes []Code, registry huma.Registry, table errorTable) {
-	sort.Slice(codes, func(i, j int) bool { return codes[i] < codes[j] })
+	slices.Sort(codes)
 	for _, code := range codes {
 		status, body := table.body(refuse(code), exampleRequestID)
 		name := strconv.Itoa(status)

@@ -9,7 +9,7 @@ import (
 
 // jobRequest describes the JSON body of POST /jobs. readWish decodes it.
 type jobRequest struct {
-	_            struct{}          `additionalProperties:"true"` //nolint:unused // read by huma
+	_            struct{}          `additionalProperties:"true"`
 	Tool         string            `json:"tool" doc:"The operation, for example upscale or video_upscale. GET /api/v1/tools lists them."`
 	ImageURL     string            `json:"image_url,omitempty" maxLength:"8192" doc:"A publicly reachable http(s) URL to fetch, image or video. Exactly one source is required."`
 	SourceURL    string            `json:"source_url,omitempty" maxLength:"8192" doc:"An alias of image_url."`
@@ -21,7 +21,7 @@ type jobRequest struct {
 
 // jobForm describes the multipart body of POST /jobs. form decodes it.
 type jobForm struct {
-	_            struct{} `additionalProperties:"true"` //nolint:unused // read by huma
+	_            struct{} `additionalProperties:"true"`
 	Tool         string   `json:"tool" doc:"The operation, for example upscale."`
 	Image        string   `json:"image,omitempty" format:"binary" doc:"The image, up to 200 MiB. Its content decides, not its name."`
 	File         string   `json:"file,omitempty" format:"binary" doc:"An alias of image."`
@@ -35,7 +35,7 @@ type jobForm struct {
 
 // uploadRequest describes the body of POST /uploads. readUpload decodes it.
 type uploadRequest struct {
-	_           struct{} `additionalProperties:"true"` //nolint:unused // read by huma
+	_           struct{} `additionalProperties:"true"`
 	FileName    string   `json:"file_name" maxLength:"255" doc:"The file name with a video extension, for example clip.mp4."`
 	FileSize    float64  `json:"file_size,omitempty" minimum:"1" doc:"The file's size in bytes. When given, put_url takes a file of exactly this size, and one over the limit is refused here."`
 	ContentType string   `json:"content_type,omitempty" doc:"The MIME type, for example video/mp4. Taken from the extension when left out."`
@@ -125,8 +125,10 @@ func (s *server) opList() operation {
 			queryParam("media", "Only jobs of this media.", &huma.Schema{Type: huma.TypeString, Enum: []any{"image", "video"}}),
 			queryParam("created_after", "Only jobs created at this time or later.", moment),
 			queryParam("created_before", "Only jobs created before this time.", moment),
-			&huma.Param{Name: "metadata", In: "query", Style: "deepObject", Description: "Only jobs with these labels: metadata[order]=1234.",
-				Schema: &huma.Schema{Type: huma.TypeObject, AdditionalProperties: text}},
+			&huma.Param{
+				Name: "metadata", In: "query", Style: "deepObject", Description: "Only jobs with these labels: metadata[order]=1234.",
+				Schema: &huma.Schema{Type: huma.TypeObject, AdditionalProperties: text},
+			},
 		),
 		replies: []reply{{status: http.StatusOK, doc: "A page of jobs.", body: reflect.TypeFor[jobList](), example: map[string]any{
 			"one page": map[string]any{"jobs": []any{exampleSucceeded()}, "has_more": false, "next_cursor": nil},
@@ -147,7 +149,8 @@ func (s *server) opGet() operation {
 		id: "get-job", method: http.MethodGet, path: "/jobs/{job_id}", tag: "Jobs", summary: "Retrieve a job", handle: s.getJob,
 		doc:    "Poll this until the status is succeeded, failed or canceled; about every 2 s for images, every 5 to 10 s for videos.",
 		params: []*huma.Param{jobIDParam()},
-		replies: []reply{{status: http.StatusOK, doc: "The job. A failed job is a 200 too: its error is in `error`.", body: reflect.TypeFor[jobView](),
+		replies: []reply{{
+			status: http.StatusOK, doc: "The job. A failed job is a 200 too: its error is in `error`.", body: reflect.TypeFor[jobView](),
 			headers: map[string]string{"Retry-After": retryPoll},
 			example: map[string]any{
 				"succeeded": exampleSucceeded(),
@@ -158,7 +161,8 @@ func (s *server) opGet() operation {
 					"result_url": null, "result": null, "error": {"code": "resolution_limit_exceeded", "message": "The output would be 7680x4320; the limit is 4096 on the long side and 2160 on the short side. Use a smaller scale or a smaller source.", "type": "validation"},
 					"credits_estimated": 0, "credits_charged": 0, "warnings": [], "metadata": {}, "output": null,
 					"created_at": "2026-06-11T08:30:00Z", "finished_at": "2026-06-11T08:30:09Z"}`),
-			}}},
+			},
+		}},
 		errors: []Code{JobNotFound},
 	}
 }
@@ -168,8 +172,10 @@ func (s *server) opDelete() operation {
 		id: "delete-job", method: http.MethodDelete, path: "/jobs/{job_id}", tag: "Jobs", summary: "Delete a job", handle: s.deleteJob,
 		doc:    "Deletes the record, the source and the result. A job in progress is canceled and refunded first. Deleting again is no error.",
 		params: []*huma.Param{jobIDParam()},
-		replies: []reply{{status: http.StatusOK, doc: "The job is gone.", body: reflect.TypeFor[jobDeleted](),
-			example: map[string]any{"deleted": sample(`{"job_id": "` + exampleJob + `", "deleted": true}`)}}},
+		replies: []reply{{
+			status: http.StatusOK, doc: "The job is gone.", body: reflect.TypeFor[jobDeleted](),
+			example: map[string]any{"deleted": sample(`{"job_id": "` + exampleJob + `", "deleted": true}`)},
+		}},
 		errors: []Code{JobNotFound},
 	}
 }
@@ -189,8 +195,10 @@ func (s *server) opCancel() operation {
 		id: "cancel-job", method: http.MethodPost, path: "/jobs/{job_id}/cancel", tag: "Jobs", summary: "Cancel a job", handle: s.cancelJob,
 		doc:    "Cancels a job that is queued or processing. Reserved credits are refunded in full, at once.",
 		params: []*huma.Param{jobIDParam()},
-		replies: []reply{{status: http.StatusOK, doc: "The job is canceled.", body: reflect.TypeFor[jobCanceled](),
-			example: map[string]any{"canceled": sample(`{"job_id": "` + exampleJob + `", "status": "canceled"}`)}}},
+		replies: []reply{{
+			status: http.StatusOK, doc: "The job is canceled.", body: reflect.TypeFor[jobCanceled](),
+			example: map[string]any{"canceled": sample(`{"job_id": "` + exampleJob + `", "status": "canceled"}`)},
+		}},
 		errors: []Code{JobNotFound, NotCancelable},
 	}
 }
@@ -206,10 +214,12 @@ func (s *server) opUpload(registry huma.Registry) operation {
 				"clip": {Value: sample(`{"file_name": "clip.mp4", "file_size": 734003200, "content_type": "video/mp4"}`)},
 			}},
 		}},
-		replies: []reply{{status: http.StatusCreated, doc: "Where to PUT the file.", body: reflect.TypeFor[uploadCreated](),
+		replies: []reply{{
+			status: http.StatusCreated, doc: "Where to PUT the file.", body: reflect.TypeFor[uploadCreated](),
 			headers: map[string]string{"Idempotent-Replayed": "true when this is the first answer of the same Idempotency-Key."},
 			example: map[string]any{"clip": sample(`{"upload_id": "` + exampleUpload + `", "put_url": "https://storage.example.com/uploads/clip.mp4?X-Amz-Signature=...",
-				"expires_at": "2026-06-13T08:30:00Z", "max_bytes": 5261334937}`)}}},
+				"expires_at": "2026-06-13T08:30:00Z", "max_bytes": 5261334937}`)},
+		}},
 		errors: []Code{InvalidParameter, FileTooLarge, IdempotencyConflict, RequestTimeout},
 	}
 }
@@ -218,8 +228,10 @@ func (s *server) opCredits() operation {
 	return operation{
 		id: "get-credits", method: http.MethodGet, path: "/credits", tag: "Credits", summary: "Get your balance", handle: s.getCredits,
 		doc: "Credit amounts are decimals. Granted credits are always balance + used + frozen.",
-		replies: []reply{{status: http.StatusOK, doc: "The account's credits.", body: reflect.TypeFor[creditsView](),
-			example: map[string]any{"balance": sample(`{"balance": 999.8, "used": 234.2, "frozen": 12.5}`)}}},
+		replies: []reply{{
+			status: http.StatusOK, doc: "The account's credits.", body: reflect.TypeFor[creditsView](),
+			example: map[string]any{"balance": sample(`{"balance": 999.8, "used": 234.2, "frozen": 12.5}`)},
+		}},
 	}
 }
 

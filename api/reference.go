@@ -39,7 +39,7 @@ func (s *server) serveReference(document *huma.OpenAPI) error {
 	} {
 		a.status = http.StatusOK
 		a.header["Cache-Control"] = "public, max-age=300"
-		s.routes.HandleFunc("GET "+base+where, func(w http.ResponseWriter, _ *http.Request) { s.send(w.(*exchange), a) })
+		s.routes.HandleFunc("GET "+base+where, func(w http.ResponseWriter, _ *http.Request) { s.send(exchangeOf(w), a) })
 	}
 	return nil
 }

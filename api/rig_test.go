@@ -97,7 +97,6 @@ type services struct {
 	// storageVia stands between the API and the object store when not nil.
 	storageVia func(target string) string
 	change     func(cfg *api.Config)
-	rate       int
 }
 
 // each runs a test on SQLite with the in-process Redis, and on PostgreSQL with a real one.
@@ -535,7 +534,7 @@ type logSink struct {
 
 func (s *logSink) Enabled(zapcore.Level) bool { return true }
 
-func (s *logSink) With(fields []zapcore.Field) zapcore.Core { return s }
+func (s *logSink) With([]zapcore.Field) zapcore.Core { return s }
 
 func (s *logSink) Check(e zapcore.Entry, c *zapcore.CheckedEntry) *zapcore.CheckedEntry {
 	return c.AddCore(e, s)

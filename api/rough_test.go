@@ -49,7 +49,7 @@ func (r *rig) quickly() {
 	other := r.fresh(10)
 	ctx, cancel := context.WithTimeout(r.ctx, 20*time.Second)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, "GET", r.base+"/api/v1/credits", nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, r.base+"/api/v1/credits", nil)
 	must(r, err)
 	req.Header.Set("Authorization", "Bearer "+other.secret)
 	resp, err := r.client.Do(req)
@@ -91,7 +91,7 @@ func TestSlowClient(t *testing.T) {
 				return
 			}
 			defer resp.Body.Close()
-			if text, _ := io.ReadAll(resp.Body); resp.StatusCode != 408 || !bytes.Contains(text, []byte(`"request_timeout"`)) {
+			if text, _ := io.ReadAll(resp.Body); resp.StatusCode != http.StatusRequestTimeout || !bytes.Contains(text, []byte(`"request_timeout"`)) {
 				t.Errorf("slow client: %d %s", resp.StatusCode, text)
 			}
 		})
@@ -222,7 +222,7 @@ func TestLargeUploadKeepsMemoryFlat(t *testing.T) {
 		senders.Go(func() {
 			image := png(9, 9)
 			body := io.MultiReader(bytes.NewReader(head), bytes.NewReader(image), io.LimitReader(zeros{}, int64(most-len(image))), bytes.NewReader(tail))
-			req, err := http.NewRequest("POST", r.base+"/api/v1/jobs", body)
+			req, err := http.NewRequest(http.MethodPost, r.base+"/api/v1/jobs", body)
 			must(t, err)
 			if announced {
 				req.ContentLength = int64(len(head) + most + len(tail))
@@ -235,7 +235,7 @@ func TestLargeUploadKeepsMemoryFlat(t *testing.T) {
 				return
 			}
 			defer resp.Body.Close()
-			if text, _ := io.ReadAll(resp.Body); resp.StatusCode != 202 {
+			if text, _ := io.ReadAll(resp.Body); resp.StatusCode != http.StatusAccepted {
 				t.Errorf("%d %s", resp.StatusCode, text)
 			}
 		})
@@ -285,7 +285,7 @@ func TestTwins(t *testing.T) {
 			for i := range answers {
 				all.Go(func() {
 					resp, err := send()
-					if err != nil || (resp.StatusCode != 202 && resp.StatusCode != 201) {
+					if err != nil || (resp.StatusCode != http.StatusAccepted && resp.StatusCode != http.StatusCreated) {
 						r.Errorf("%s: %v %d %s", name, err, resp.StatusCode, resp.text)
 						return
 					}
@@ -457,7 +457,7 @@ func TestOutages(t *testing.T) {
 			}
 			testbed.Until(t, 20*time.Second, "/readyz says that "+service+" is away", func() bool {
 				resp, err := requests["ready"]()
-				return err == nil && resp.StatusCode == 503 && bytes.Contains(resp.text, []byte(`"`+service+`":"unavailable"`)) && bytes.Count(resp.text, []byte("unavailable")) == 1
+				return err == nil && resp.StatusCode == http.StatusServiceUnavailable && bytes.Contains(resp.text, []byte(`"`+service+`":"unavailable"`)) && bytes.Count(resp.text, []byte("unavailable")) == 1
 			})
 			var all sync.WaitGroup
 			for name, send := range requests {
@@ -490,11 +490,11 @@ func TestOutages(t *testing.T) {
 			proxies[service].Heal()
 			testbed.Until(t, 30*time.Second, service+" is back", func() bool {
 				resp, err := r.try("GET", "/readyz", nil)
-				if err != nil || resp.StatusCode != 200 {
+				if err != nil || resp.StatusCode != http.StatusOK {
 					return false
 				}
 				resp, err = requests["get"]()
-				return err == nil && resp.StatusCode == 200
+				return err == nil && resp.StatusCode == http.StatusOK
 			})
 		}
 	}
@@ -513,7 +513,7 @@ func TestManyFilesAtOnce(t *testing.T) {
 		all.Go(func() {
 			kind, body := formBody(file("image", append(png(9, 9), make([]byte, 50_000)...)), text("tool", "upscale"))
 			resp, err := client.try("POST", "/api/v1/jobs", bytes.NewReader(body), "Content-Type", kind)
-			if err != nil || resp.StatusCode != 202 {
+			if err != nil || resp.StatusCode != http.StatusAccepted {
 				t.Errorf("%v %d %s", err, resp.StatusCode, resp.text)
 			}
 		})

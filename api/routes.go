@@ -25,8 +25,8 @@ type routes struct {
 
 func newRoutes(s *server) *routes {
 	rt := &routes{server: s, mux: http.NewServeMux(), methods: map[string]map[string]http.HandlerFunc{}}
-	rt.mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
-		s.sendError(w.(*exchange), refuse(NotFound))
+	rt.mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
+		s.sendError(exchangeOf(w), refuse(NotFound))
 	})
 	return rt
 }
@@ -36,7 +36,7 @@ func (rt *routes) HandleFunc(pattern string, handler func(http.ResponseWriter, *
 	method, where, _ := strings.Cut(pattern, " ")
 	if rt.methods[where] == nil {
 		rt.methods[where] = map[string]http.HandlerFunc{}
-		rt.mux.HandleFunc(where, func(w http.ResponseWriter, r *http.Request) { rt.choose(where, w.(*exchange), r) })
+		rt.mux.HandleFunc(where, func(w http.ResponseWriter, r *http.Request) { rt.choose(where, exchangeOf(w), r) })
 	}
 	rt.methods[where][method] = handler
 }
@@ -74,7 +74,7 @@ func (rt *routes) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	p := r.URL.Path
 	clean := path.Clean("/" + p)
 	if r.RequestURI == "*" || (clean != p && (clean == "/" || clean+"/" != p)) {
-		rt.server.sendError(w.(*exchange), refuse(NotFound))
+		rt.server.sendError(exchangeOf(w), refuse(NotFound))
 		return
 	}
 	rt.mux.ServeHTTP(w, r)
@@ -121,6 +121,6 @@ func (s *server) panicked(x *exchange, p any) {
 
 func newRequestID() string {
 	b := make([]byte, 16)
-	rand.Read(b) //nolint:errcheck // crypto/rand.Read never fails
+	rand.Read(b) // never fails
 	return "req_" + hex.EncodeToString(b)
 }

@@ -35,8 +35,10 @@ func (r *rig) openAPI() *openAPI {
 // check validates a JSON value against a JSON Schema (the keywords that the document uses), and returns what is wrong.
 func (d *openAPI) check(at string, schema map[string]any, v any) (wrong []string) {
 	for keyword := range schema {
-		if !slices.Contains([]string{"$ref", "type", "properties", "required", "additionalProperties", "items", "enum", "minimum", "maximum", "minLength", "maxLength", "maxProperties",
-			"format", "description", "default", "contentMediaType", "examples"}, keyword) {
+		if !slices.Contains([]string{
+			"$ref", "type", "properties", "required", "additionalProperties", "items", "enum", "minimum", "maximum", "minLength", "maxLength", "maxProperties",
+			"format", "description", "default", "contentMediaType", "examples",
+		}, keyword) {
 			wrong = append(wrong, at+": the test does not know the keyword "+keyword)
 		}
 	}

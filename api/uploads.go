@@ -56,8 +56,8 @@ func (s *server) createUpload(ctx context.Context, x *exchange, r *http.Request)
 	if err != nil {
 		return nil, c.boundFirst(ctx, err)
 	}
-	print := fingerprint("upload", w.fileName, w.size, w.contentType)
-	if a, err := c.replay(ctx, print); a != nil || err != nil {
+	mark := fingerprint("upload", w.fileName, w.size, w.contentType)
+	if done, a, err := c.replay(ctx, mark); done {
 		return a, err
 	}
 	now := s.cfg.Now()
@@ -75,7 +75,7 @@ func (s *server) createUpload(ctx context.Context, x *exchange, r *http.Request)
 	if err != nil {
 		return nil, err
 	}
-	err = s.cfg.Jobs.CreateUpload(ctx, upload, job.Idempotency{Key: key, Fingerprint: print, Status: http.StatusCreated, Body: body})
+	err = s.cfg.Jobs.CreateUpload(ctx, upload, job.Idempotency{Key: key, Fingerprint: mark, Status: http.StatusCreated, Body: body})
 	if err != nil {
 		return replayed(err)
 	}
@@ -110,11 +110,14 @@ func (s *server) readUpload(body *patientBody) (uploadWish, error) {
 	if w.contentType == "" {
 		w.contentType = videoTypes()[w.extension]
 	}
-	kind, _, err := mime.ParseMediaType(w.contentType)
-	if err != nil || !(strings.HasPrefix(kind, "video/") || kind == "application/mxf" || kind == "application/octet-stream") {
+	if kind, _, err := mime.ParseMediaType(w.contentType); err != nil || !isVideoType(kind) {
 		return w, badParam("content_type", "must be a video's MIME type such as video/mp4.")
 	}
 	return w, nil
+}
+
+func isVideoType(kind string) bool {
+	return strings.HasPrefix(kind, "video/") || kind == "application/mxf" || kind == "application/octet-stream"
 }
 
 const maxFileName = 255

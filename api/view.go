@@ -87,7 +87,7 @@ type jobView struct {
 
 // resultView has exactly the documented keys.
 type resultView struct {
-	_        struct{} `nullable:"true"` //nolint:unused // read by huma
+	_        struct{} `nullable:"true"`
 	Width    int      `json:"width" doc:"Pixels."`
 	Height   int      `json:"height" doc:"Pixels."`
 	Duration *float64 `json:"duration,omitempty" doc:"Seconds; video only."`
@@ -97,7 +97,7 @@ type resultView struct {
 
 // jobError is why a job failed.
 type jobError struct {
-	_       struct{}    `nullable:"true"` //nolint:unused // read by huma
+	_       struct{}    `nullable:"true"`
 	Code    engine.Code `json:"code" enum:"processing_failed,processing_timeout,file_too_large,unsupported_format,ssrf_blocked,insufficient_credits,upload_incomplete,resolution_limit_exceeded" doc:"A stable string to branch on."`
 	Message string      `json:"message" doc:"Human-readable; may change."`
 	Type    string      `json:"type" enum:"processing,validation,billing" doc:"The broad category."`
@@ -105,7 +105,7 @@ type jobError struct {
 
 // outputView is what there is to say of a result beyond the documented keys.
 type outputView struct {
-	_           struct{}       `nullable:"true"` //nolint:unused // read by huma
+	_           struct{}       `nullable:"true"`
 	Format      string         `json:"format" doc:"The file's extension."`
 	ContentType string         `json:"content_type" doc:"The file's MIME type."`
 	Facts       map[string]any `json:"facts" doc:"What the engine says of its work, such as the method used."`
