@@ -137,7 +137,7 @@ func newRig(t testing.TB, on services) *rig {
 	t.Helper()
 	ctx := context.Background()
 	r := &rig{TB: t, world: &world{ctx: ctx, log: &logSink{}, mini: on.mini}}
-	r.client = &http.Client{Timeout: time.Minute, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	r.client = &http.Client{Timeout: 10 * time.Minute, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 	transport := &http.Transport{MaxIdleConnsPerHost: 100, ExpectContinueTimeout: 5 * time.Second}
 	r.client.Transport = transport
 	t.Cleanup(transport.CloseIdleConnections)

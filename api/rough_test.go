@@ -4,13 +4,11 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
-	"os"
 	"runtime"
 	"runtime/debug"
 	"slices"
@@ -20,6 +18,7 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+	"go.uber.org/goleak"
 
 	"enlarger/api"
 	"enlarger/engine"
@@ -525,6 +524,4 @@ func TestManyFilesAtOnce(t *testing.T) {
 }
 
 // TestMain ends with a look at what is left running.
-func TestMain(m *testing.M) { os.Exit(m.Run()) }
-
-var _ = json.Valid
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
