@@ -17,8 +17,8 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	// Fewer than rapid's 100: every step of a check goes through a real database. The flags on the command line win.
-	if err := flag.Set("rapid.checks", "12"); err != nil {
+	// The flags on the command line win.
+	if err := flag.Set("rapid.checks", checks); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}

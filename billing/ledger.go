@@ -219,6 +219,6 @@ func changeOne(ctx context.Context, tx *sql.Tx, none error, query string, args .
 
 func randomHex() string {
 	b := make([]byte, 16)
-	rand.Read(b) //nolint:errcheck // crypto/rand.Read never fails
+	rand.Read(b)
 	return hex.EncodeToString(b)
 }

@@ -134,7 +134,7 @@ func NewUploadID() string { return "upl_" + randomHex() }
 
 func randomHex() string {
 	b := make([]byte, 16)
-	rand.Read(b) //nolint:errcheck // crypto/rand.Read never fails
+	rand.Read(b)
 	return hex.EncodeToString(b)
 }
 

@@ -312,7 +312,7 @@ func TestCancelAgainstSucceed(t *testing.T) {
 	t.Parallel()
 	eachDB(t, func(t *testing.T, d *db.DB) {
 		w := newWorld(t, d, 1_000_000)
-		const races, price = 200, 700
+		const price = 700
 		canceled := 0
 		for i := range races {
 			id := w.bring("processing+held")

@@ -79,6 +79,10 @@ func TestStateMachine(t *testing.T) {
 					cases += 2
 				}
 			}
+			// No job is touched again, so that what any operation broke is still there to be seen.
+			if broken, err := w.store.Audit(w.ctx); err != nil || len(broken) > 0 {
+				t.Fatalf("audit after the operations on %s: %+v, %v", state, broken, err)
+			}
 		}
 		if cases != 15*(14+2*8) {
 			t.Errorf("%d cases", cases)
@@ -115,10 +119,6 @@ func (w *world) step(state, op, outcome string, wrong int64) {
 		w.Errorf("%s leads to %s, want %s", name, w.state(id), outcome)
 	}
 	w.charged(id)
-	broken, err := w.store.Audit(w.ctx)
-	if err != nil || len(broken) > 0 {
-		w.Fatalf("%s: audit %+v, %v", name, broken, err)
-	}
 }
 
 // bring makes a job and leads it into a state through the store's own operations.

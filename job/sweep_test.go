@@ -437,3 +437,49 @@ func (w *world) finds(what, rule, row string) {
 	}
 	w.Errorf("%s: the audit does not name %s for %q: %+v", what, row, rule, all)
 }
+
+// A server that is alone after a crash takes its runs up at once, with the same fence rule as ever.
+func TestEndLeases(t *testing.T) {
+	t.Parallel()
+	eachDB(t, func(t *testing.T, d *db.DB) {
+		w := newWorld(t, d, 1_000_000)
+		queued, running, done := w.bring("queued"), w.bring("processing+held"), w.bring("succeeded+confirmed")
+		before := []rowFacts{w.row(queued), w.row(done)}
+		if n, err := w.store.EndLeases(w.ctx); err != nil || n != 1 {
+			t.Errorf("ended %d leases, %v; want 1", n, err)
+		}
+		if w.row(queued) != before[0] || w.row(done) != before[1] {
+			t.Error("a job that is not running was changed")
+		}
+		lost, err := w.store.LostRuns(w.ctx, 10)
+		if err != nil || len(lost) != 1 || lost[0].ID != running {
+			t.Errorf("lost %+v, %v", lost, err)
+		}
+		w.ok(w.do("expire over", running, 1))
+		w.clean()
+	})
+}
+
+// What a job leaves in the bucket is noted in the transaction that ends it, and is due once a worker that was fenced off has stopped writing.
+func TestEndsLeaveGarbage(t *testing.T) {
+	t.Parallel()
+	eachDB(t, func(t *testing.T, d *db.DB) {
+		w := newWorld(t, d, 1_000_000)
+		for op, all := range map[string]bool{"fail": true, "retry last": true, "expire last": true, "cancel": true, "delete": true, "retry": false, "yield": false, "succeed": false} {
+			id := w.bring("processing+held")
+			w.exec("UPDATE jobs SET lease_until = 1 WHERE id = $1", id)
+			w.ok(w.do(op, id, 1))
+			for _, object := range []string{"sources/" + id, "results/" + id + "/"} {
+				n := w.count("SELECT COUNT(*) FROM garbage WHERE object = $1 AND not_before > now_micros() + $2", object, (time.Minute).Microseconds())
+				if (n == 1) != all {
+					t.Errorf("after %s %s is noted %d times", op, object, n)
+				}
+			}
+		}
+		id := w.bring("processing+held")
+		w.ok(w.store.Succeed(w.ctx, id, 1, "results/"+id+"/2.jpg", engine.Output{Width: 1}, []string{"results/" + id + "/1.jpg", ""}))
+		if n := w.count("SELECT COUNT(*) FROM garbage WHERE object LIKE $1", "%"+id+"%"); n != 1 {
+			t.Errorf("%d objects noted, want the one of the earlier fence", n)
+		}
+	})
+}
