@@ -51,6 +51,9 @@ func throughputPart(b *bed, o *options, out io.Writer) {
 func compare(b *bed, o *options, out io.Writer, title, servers string, peers []*peer) {
 	scores := make([]score, len(peers))
 	submitted := make([]int64, len(peers))
+	for i, p := range peers {
+		warmUp(b, o, p, &submitted[i])
+	}
 	for round := range o.rounds {
 		for i := range peers {
 			// The order turns with the rounds, so that a machine that slows down slows nobody in particular.
@@ -113,6 +116,16 @@ func oneRound(b *bed, o *options, p *peer, s *score, submitted *int64) {
 	used := treeCPU()
 	s.through = append(s.through, rate(func() { submit(); waitFor(b, p, *submitted) }))
 	s.cpu = append(s.cpu, (treeCPU()-used).Seconds()*1000/float64(jobs))
+	stop()
+}
+
+// warmUp makes every connection known to its server: PostgreSQL plans a statement anew for the first five times on each.
+func warmUp(b *bed, o *options, p *peer, submitted *int64) {
+	jobs := 10 * o.slots
+	*submitted += int64(jobs)
+	b.must(inParallel(b.ctx, o.slots, jobs, p.submit))
+	stop := p.start(b)
+	waitFor(b, p, *submitted)
 	stop()
 }
 
