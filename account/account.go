@@ -181,7 +181,7 @@ func newSecret() string {
 	body := make([]byte, 0, randomChars)
 	var b [64]byte
 	for len(body) < randomChars {
-		rand.Read(b[:]) //nolint:errcheck // crypto/rand.Read never fails
+		rand.Read(b[:])
 		for _, c := range b {
 			if int(c) < fair && len(body) < randomChars {
 				body = append(body, alphabet[int(c)%len(alphabet)])
@@ -315,6 +315,6 @@ func (s *Store) Authenticate(ctx context.Context, secret string) (Account, Key, 
 
 func randomHex(n int) string {
 	b := make([]byte, n)
-	rand.Read(b) //nolint:errcheck // crypto/rand.Read never fails
+	rand.Read(b)
 	return hex.EncodeToString(b)
 }

@@ -73,10 +73,10 @@ func (l *Ledger) Grant(ctx context.Context, accountID string, amount Millicredit
 		}
 		none := ErrInsufficient
 		if amount > 0 {
-			none = fmt.Errorf("grant: an account takes at most %v credits in its life", Millicredits(maxGranted))
+			none = fmt.Errorf("grant: an account takes at most %v credits in its life", maxGranted)
 		}
 		return changeOne(ctx, tx, none, `UPDATE accounts SET posted = posted + $2 WHERE id = $1 AND posted + $2 >= frozen AND posted + used + $2 <= $3`,
-			accountID, amount, Millicredits(maxGranted))
+			accountID, amount, maxGranted)
 	})
 }
 

@@ -129,7 +129,7 @@ func fieldOf(sf reflect.StructField, value reflect.Value) (Field, error) {
 		if f.Type != "integer" && f.Type != "string" {
 			return f, fmt.Errorf("field %s: a %s takes no enum", sf.Name, f.Type)
 		}
-		for _, word := range strings.Split(text, ",") {
+		for word := range strings.SplitSeq(text, ",") {
 			if f.Type != "integer" {
 				f.Enum = append(f.Enum, word)
 				continue

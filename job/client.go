@@ -73,7 +73,7 @@ func (s *Store) List(ctx context.Context, accountID string, f Filter) ([]Job, er
 	if f.AfterID != "" {
 		where("(jobs.created_at, jobs.id) < (?, ?)", db.Micros(f.AfterTime), f.AfterID)
 	}
-	query.WriteString(fmt.Sprintf(" ORDER BY jobs.created_at DESC, jobs.id DESC LIMIT %d", min(max(f.Limit, 1), 100)))
+	fmt.Fprintf(&query, " ORDER BY jobs.created_at DESC, jobs.id DESC LIMIT %d", min(max(f.Limit, 1), 100))
 	rows, err := s.db.QueryContext(ctx, query.String(), args...)
 	if err != nil {
 		return nil, fmt.Errorf("list jobs: %w", err)

@@ -222,7 +222,7 @@ func (r *run) process(ctx context.Context) error {
 	if err := r.memory.Acquire(ctx, memory); err != nil {
 		return fmt.Errorf("wait for memory: %w", err)
 	}
-	defer r.Worker.memory.Release(memory)
+	defer r.memory.Release(memory)
 
 	limit := r.timeLimit()
 	timed, stop := context.WithTimeoutCause(ctx, limit, engine.Failf(engine.ProcessingTimeout, "The job was stopped after %v, the longest it may take.", limit))

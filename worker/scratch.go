@@ -83,6 +83,6 @@ func (s *scratch) make(jobID string, fence int64) (string, error) {
 }
 
 func (s *scratch) close() {
-	os.RemoveAll(s.dir) //nolint:errcheck // the next start removes what is left
+	os.RemoveAll(s.dir)
 	s.lock.Close()
 }

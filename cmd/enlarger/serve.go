@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -70,8 +71,8 @@ type parts struct {
 func (p *parts) onClose(f func()) { p.closers = append(p.closers, f) }
 
 func (p *parts) close() {
-	for i := len(p.closers) - 1; i >= 0; i-- {
-		p.closers[i]()
+	for _, closer := range slices.Backward(p.closers) {
+		closer()
 	}
 }
 

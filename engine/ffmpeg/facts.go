@@ -259,7 +259,7 @@ func mirrored(matrix string) bool {
 			continue
 		}
 		var row []float64
-		for _, word := range strings.Fields(numbers) {
+		for word := range strings.FieldsSeq(numbers) {
 			n, err := strconv.ParseFloat(word, 64)
 			if err != nil {
 				return false
