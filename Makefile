@@ -26,11 +26,12 @@ build: ## compile bin/enlarger
 run: build ## start the all-in-one server, show it work on a photo and a clip, serve until Ctrl-C (PORT=8080, DEMO=0 skips the show)
 	@scripts/run.sh
 
+# vet takes -race so that it and the tests share what they compile.
 .PHONY: test
 test: ## format, vet, and every test with the race detector, against real servers
 	@scripts/deps.sh test
 	@unformatted=$$(git ls-files -z '*.go' | xargs -0 -r gofmt -l); [ -z "$$unformatted" ] || { echo "not gofmt-formatted: $$unformatted" >&2; exit 1; }
-	go vet ./...
+	go vet -race ./...
 	go test -race -timeout 14m ./...
 
 .PHONY: lint
