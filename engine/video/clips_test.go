@@ -1,6 +1,7 @@
 package video
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -83,12 +84,7 @@ func TestSampleClips(t *testing.T) {
 			sameTags(t, k, path, v)
 			sameStarts(t, path, r.path)
 			if w.cut == "" && v.Width < 2000 {
-				a, b := luma(t, path, 64, 64), luma(t, r.path, 64, 64)
-				for i := range min(len(a), len(b)) {
-					if got := psnr(a[i], b[i]); got < 34 {
-						t.Fatalf("frame %d is %.1f dB from the source's", i, got)
-					}
-				}
+				samePictures(t, path, r.path, 64, 64, 30)
 			}
 		})
 	}
@@ -97,7 +93,7 @@ func TestSampleClips(t *testing.T) {
 // sameTags compares the colour tags that the source has.
 func sameTags(t *testing.T, k *kit, source string, v *ffmpeg.Video) {
 	t.Helper()
-	media, err := k.runner.Probe(context.Background(), source)
+	media, err := k.runner.Probe(t.Context(), source)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -265,6 +261,35 @@ func TestDamaged(t *testing.T) {
 		wantFailure(t, err, engine.ProcessingFailed)
 		wantNoFile(t, r.path)
 	})
+	t.Run("spoilt frames", func(t *testing.T) {
+		t.Parallel()
+		pictures := clip(t, "a.mkv", args(lavfi(smooth("96x64", "25", "1.2")), []string{"-c:v", "png"})...)
+		// Each picture begins with the name of its format; without that it is none.
+		spoil := func(each int) string {
+			return write(fmt.Sprintf("each%d.mkv", each), pictures, func(b []byte) []byte {
+				for i, at := 0, 0; ; i++ {
+					next := bytes.Index(b[at:], []byte("\x89PNG"))
+					if next < 0 {
+						return b
+					}
+					at += next + 4
+					if i%each == 5%each {
+						copy(b[at-4:], "ruin")
+					}
+				}
+			})
+		}
+		r, err := k.job(t, spoil(3), `{}`)
+		wantFailure(t, err, engine.ProcessingFailed)
+		if f, _ := engine.AsFailure(err); !strings.Contains(f.Message, "damaged: about 10 of") {
+			t.Errorf("message %q", f.Message)
+		}
+		wantNoFile(t, r.path)
+		if r, err = k.job(t, spoil(30), `{}`); err != nil {
+			t.Fatal(err)
+		}
+		wantWarning(t, r, "1 of ")
+	})
 	t.Run("spoilt sound", func(t *testing.T) {
 		t.Parallel()
 		// Sound of which nothing can be decoded must not take the picture down with it.
@@ -347,7 +372,7 @@ func TestStall(t *testing.T) {
 	defer hold.Close()
 	plan := engine.Plan{Media: engine.Video, Width: 192, Height: 128, Frames: 10, FPS: 25, Duration: 0.4, Format: "mp4"}
 	output := filepath.Join(t.TempDir(), "out.mp4")
-	_, err = tools.convert(t.Context(), engine.Task{Plan: plan, Input: silent, Output: output}, recipe{media: media, plan: plan, options: tools.options, threads: 1, pace: paceKept})
+	_, _, err = tools.convert(t.Context(), engine.Task{Plan: plan, Input: silent, Output: output}, recipe{media: media, plan: plan, options: tools.options, threads: 1, pace: paceKept})
 	wantFailure(t, err, engine.ProcessingTimeout)
 	wantNoFile(t, output)
 }

@@ -2,8 +2,8 @@ package video
 
 import (
 	"bytes"
-	"context"
 	"encoding/json"
+	"fmt"
 	"math"
 	"os"
 	"os/exec"
@@ -20,6 +20,7 @@ import (
 // kit is what the tests of this package share: one runner, and a catalog with the tools.
 type kit struct {
 	runner  *ffmpeg.Runner
+	editor  *editor
 	catalog *engine.Catalog
 }
 
@@ -29,8 +30,10 @@ var openKit = sync.OnceValues(func() (*kit, error) {
 		return nil, err
 	}
 	// The encoder's fastest preset: these tests are about what is kept, not about the size of the file.
-	tools := Tools(runner, Options{H264Preset: "ultrafast", H265Preset: "ultrafast"})
-	return &kit{runner: runner, catalog: engine.NewCatalog(engine.DefaultLimits(), tools...)}, nil
+	options := Options{H264Preset: "ultrafast", H265Preset: "ultrafast"}.withDefaults()
+	return &kit{
+		runner: runner, editor: &editor{runner: runner, options: options}, catalog: engine.NewCatalog(engine.DefaultLimits(), Tools(runner, options)...),
+	}, nil
 })
 
 // slots keeps the number of encoders at once down to what a small machine bears.
@@ -67,21 +70,18 @@ func ffmpegRun(t testing.TB, args ...string) []byte {
 
 // result is one job from measuring to the output file.
 type result struct {
-	source engine.Source
-	plan   engine.Plan
-	out    engine.Output
-	path   string
+	// written is the output in full, of short alone.
+	written *ffmpeg.Media
+	source  engine.Source
+	plan    engine.Plan
+	out     engine.Output
+	path    string
 	// progress are the values reported, in order.
 	progress []float64
 }
 
-// job runs video_upscale over a file.
+// job runs video_upscale over a file, as a worker does.
 func (k *kit) job(t testing.TB, path, config string) (result, error) {
-	t.Helper()
-	return k.jobContext(t, context.Background(), path, config)
-}
-
-func (k *kit) jobContext(t testing.TB, ctx context.Context, path, config string) (result, error) {
 	t.Helper()
 	slots <- struct{}{}
 	defer func() { <-slots }()
@@ -90,37 +90,64 @@ func (k *kit) jobContext(t testing.TB, ctx context.Context, path, config string)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if r.source, err = order.Measure(ctx, path); err != nil {
+	if r.source, err = order.Measure(t.Context(), path); err != nil {
 		return r, err
 	}
 	if r.plan, err = order.Plan(r.source); err != nil {
 		return r, err
 	}
+	r.out, err = order.Process(t.Context(), r.task(t, path))
+	return r, err
+}
+
+// short is job with the source measured once and not twice, for the many cases in which that is all the same.
+func (k *kit) short(t testing.TB, path, config string) (result, error) {
+	t.Helper()
+	slots <- struct{}{}
+	defer func() { <-slots }()
+	media, err := k.editor.inspect(t.Context(), path)
+	if err != nil {
+		return result{}, err
+	}
+	order, err := k.catalog.Order("video_upscale", json.RawMessage(config), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := result{source: source(media)}
+	if r.plan, err = order.Plan(r.source); err != nil {
+		return r, err
+	}
+	c := UpscaleConfig{Scale: 2}
+	if err := json.Unmarshal([]byte(config), &c); err != nil {
+		t.Fatal(err)
+	}
+	r.out, r.written, err = k.editor.convert(t.Context(), r.task(t, path), k.editor.recipe(c, media, r.plan))
+	return r, err
+}
+
+func (r *result) task(t testing.TB, path string) engine.Task {
+	t.Helper()
 	dir := t.TempDir()
 	r.path = filepath.Join(dir, "output.mp4")
 	var mu sync.Mutex
-	r.out, err = order.Process(ctx, engine.Task{
+	return engine.Task{
 		Plan: r.plan, Source: r.source, Input: path, Output: r.path, Scratch: dir,
 		Progress: func(done float64) {
 			mu.Lock()
 			defer mu.Unlock()
 			r.progress = append(r.progress, done)
 		},
-	})
-	return r, err
+	}
 }
 
-// must is job for a file that has to succeed; it checks what holds of every result.
+// must is short for a file that has to succeed; it checks what holds of every result.
 func (k *kit) must(t testing.TB, path, config string) (result, *ffmpeg.Media) {
 	t.Helper()
-	r, err := k.job(t, path, config)
+	r, err := k.short(t, path, config)
 	if err != nil {
 		t.Fatalf("%s: %v", filepath.Base(path), err)
 	}
-	media, err := k.runner.Probe(context.Background(), r.path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	media := r.written
 	v := media.Video
 	if v.Width != r.plan.Width || v.Height != r.plan.Height || v.Rotation != 0 || v.Mirrored {
 		t.Errorf("output is %dx%d turned by %d, want %dx%d upright", v.Width, v.Height, v.Rotation, r.plan.Width, r.plan.Height)
@@ -147,54 +174,26 @@ func (k *kit) must(t testing.TB, path, config string) (result, *ffmpeg.Media) {
 	return r, media
 }
 
-// luma decodes every frame upright, as grey pictures of w x h in 8 bits.
-func luma(t testing.TB, path string, w, h int) [][]byte {
-	t.Helper()
-	size := strconv.Itoa(w) + ":" + strconv.Itoa(h)
-	raw := ffmpegRun(t, "-i", path, "-map", "v:0", "-fps_mode", "passthrough", "-vf", "scale="+size+":flags=area+accurate_rnd,format=gray", "-f", "rawvideo", "-")
-	return split(raw, w*h)
-}
-
-// rgb decodes every frame upright as RGB pictures of w x h, by the file's own colour tags.
-func rgb(t testing.TB, path string, w, h int) [][]byte {
-	t.Helper()
-	size := strconv.Itoa(w) + ":" + strconv.Itoa(h)
-	raw := ffmpegRun(t, "-i", path, "-map", "v:0", "-fps_mode", "passthrough", "-vf", "scale="+size+":flags=area+accurate_rnd+full_chroma_int,format=rgb24", "-f", "rawvideo", "-")
-	return split(raw, w*h*3)
-}
-
-func split(raw []byte, size int) [][]byte {
-	var frames [][]byte
-	for ; len(raw) >= size; raw = raw[size:] {
-		frames = append(frames, raw[:size])
-	}
-	return frames
-}
-
-// psnr compares two pictures of one size, in dB; equal ones give 99.
-func psnr(a, b []byte) float64 {
-	var sum float64
-	for i := range a {
-		d := float64(a[i]) - float64(b[i])
-		sum += d * d
-	}
-	if sum == 0 {
-		return 99
-	}
-	return 10 * math.Log10(255*255*float64(len(a))/sum)
-}
-
-// samePictures fails unless each frame of the result, brought back to the source's size, is the source's frame.
+// samePictures fails unless each frame of the result, brought back to w x h and to RGB by its own colour tags, is the source's
+// frame, upright.
 func samePictures(t testing.TB, source, output string, w, h int, least float64) {
 	t.Helper()
-	a, b := rgb(t, source, w, h), rgb(t, output, w, h)
-	if len(a) != len(b) || len(a) == 0 {
-		t.Fatalf("source has %d frames, output %d", len(a), len(b))
-	}
-	for i := range a {
-		if got := psnr(a[i], b[i]); got < least {
-			t.Fatalf("frame %d of %d is %.1f dB from the source's, want at least %.1f", i, len(a), got, least)
+	size := fmt.Sprintf("scale=%d:%d:flags=area+accurate_rnd+full_chroma_int,setsar=1,format=gbrp,settb=1/25,setpts=N", w, h)
+	text := ffmpegRun(t, "-i", source, "-i", output, "-lavfi", "[0:v:0]"+size+"[a];[1:v:0]"+size+"[b];[a][b]psnr=stats_file=-:eof_action=endall", "-f", "null", "-")
+	frames := 0
+	for line := range strings.Lines(string(text)) {
+		_, after, found := strings.Cut(line, "psnr_avg:")
+		if !found {
+			continue
 		}
+		frames++
+		value, _, _ := strings.Cut(after, " ")
+		if got, err := strconv.ParseFloat(value, 64); err != nil || got < least {
+			t.Fatalf("frame %d is %s dB from the source's, want at least %.1f", frames, value, least)
+		}
+	}
+	if frames == 0 {
+		t.Fatal("no frames were compared")
 	}
 }
 

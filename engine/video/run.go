@@ -16,20 +16,24 @@ import (
 	"enlarger/engine/ffmpeg"
 )
 
-// convert runs a recipe over a task: ffmpeg decodes, filters and encodes in one process. It returns the output as measured; on
-// any error the output file is gone.
-func (e *editor) convert(ctx context.Context, task engine.Task, r recipe) (engine.Output, error) {
+// convert runs a recipe over a task: ffmpeg decodes, filters and encodes in one process. It returns the output as measured, for the
+// client and in full; on any error the output file is gone.
+func (e *editor) convert(ctx context.Context, task engine.Task, r recipe) (engine.Output, *ffmpeg.Media, error) {
+	var written *ffmpeg.Media
 	out, err := e.encode(ctx, task, &r)
 	if err == nil {
-		out, err = e.check(ctx, task, r, out)
+		written, err = e.check(ctx, task, r, &out)
 	}
 	if err != nil {
 		if removed := os.Remove(task.Output); removed != nil && !errors.Is(removed, os.ErrNotExist) {
 			err = errors.Join(err, fmt.Errorf("remove unfinished output: %w", removed))
 		}
-		return engine.Output{}, err
+		return engine.Output{}, nil, err
 	}
-	return out, nil
+	if task.Progress != nil {
+		task.Progress(1)
+	}
+	return out, written, nil
 }
 
 // encode writes the output, with the audio treated in the best way that works, which it leaves in r.
@@ -95,24 +99,24 @@ func failure(err error) error {
 }
 
 // check measures the written file and compares it with the plan and with the frames that were counted in the source.
-func (e *editor) check(ctx context.Context, task engine.Task, r recipe, out engine.Output) (engine.Output, error) {
+func (e *editor) check(ctx context.Context, task engine.Task, r recipe, out *engine.Output) (*ffmpeg.Media, error) {
 	written, err := e.runner.Probe(ctx, task.Output)
 	if ctx.Err() != nil {
-		return out, fmt.Errorf("measure output: %w", context.Cause(ctx))
+		return nil, fmt.Errorf("measure output: %w", context.Cause(ctx))
 	}
 	if err != nil || written.Video == nil {
-		return out, engine.Failf(engine.ProcessingFailed, "No frame of the video could be decoded.").Because(err)
+		return nil, engine.Failf(engine.ProcessingFailed, "No frame of the video could be decoded.").Because(err)
 	}
 	v, source := written.Video, r.media.Video
 	if v.Width != r.plan.Width || v.Height != r.plan.Height || v.Rotation != 0 {
-		return out, fmt.Errorf("output is %dx%d turned by %d, planned %dx%d", v.Width, v.Height, v.Rotation, r.plan.Width, r.plan.Height)
+		return nil, fmt.Errorf("output is %dx%d turned by %d, planned %dx%d", v.Width, v.Height, v.Rotation, r.plan.Width, r.plan.Height)
 	}
 	expected := source.Frames
 	if r.pace != paceKept {
 		expected = r.plan.Frames
 	}
 	if lost := expected - v.Frames; lost > spare(source, expected) {
-		return out, engine.Failf(engine.ProcessingFailed, "The video is damaged: about %d of its %d frames could not be decoded.",
+		return nil, engine.Failf(engine.ProcessingFailed, "The video is damaged: about %d of its %d frames could not be decoded.",
 			min(source.Frames, lost*source.Frames/expected), source.Frames)
 	} else if lost > 0 && !hidesFrames(source) {
 		out.Warnings = append(out.Warnings, fmt.Sprintf("%d of %d frames could not be decoded and are missing.", lost, expected))
@@ -122,7 +126,7 @@ func (e *editor) check(ctx context.Context, task engine.Task, r recipe, out engi
 	}
 	out.Width, out.Height, out.Duration, out.Size, out.Codec = v.Width, v.Height, v.Duration, written.Size, codecName(v.Codec)
 	out.Facts = r.facts(v, len(written.Audio))
-	return out, nil
+	return written, nil
 }
 
 // spare is how many frames may be missing before a result is no longer one: a few, or one in a hundred.

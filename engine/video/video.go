@@ -63,11 +63,15 @@ func (e *editor) measure(ctx context.Context, path string) (engine.Source, error
 	if err != nil {
 		return engine.Source{}, err
 	}
+	return source(media), nil
+}
+
+func source(media *ffmpeg.Media) engine.Source {
 	v := media.Video
 	return engine.Source{
 		Width: v.Width, Height: v.Height, Frames: v.Frames, FPS: v.FPS, Duration: v.Duration,
 		Size: media.Size, Format: media.Format, Codec: codecName(v.Codec), Alpha: v.Alpha, Audio: len(media.Audio) > 0,
-	}, nil
+	}
 }
 
 // dolbyVision5 is ffmpeg.Video.DolbyVision of profile 5, whose picture has no meaning without Dolby's own processing.
