@@ -644,7 +644,9 @@ func TestFileLimit(t *testing.T) {
 	}
 	// Text fields have their own limits.
 	for _, fields := range [][]field{
-		{text("tool", "upscale"), text("pad", strings.Repeat("x", 2<<20))}, {text("tool", strings.Repeat("x", 5000))}, {text("config", strings.Repeat(" ", 70<<10)), text("tool", "upscale")},
+		{text("tool", "upscale"), text("pad", strings.Repeat("x", 2<<20))},
+		{text("tool", strings.Repeat("x", 5000))},
+		{text("config", strings.Repeat(" ", 70<<10)), text("tool", "upscale")},
 		slices.Repeat([]field{text("", "x")}, 3),
 	} {
 		if resp := r.postForm("/api/v1/jobs", fields...); resp.StatusCode != http.StatusBadRequest && resp.StatusCode != http.StatusRequestEntityTooLarge {

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -217,6 +218,9 @@ func FuzzHeaders(f *testing.F) {
 		fmt.Fprintf(conn, "%s %s HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\n%s\r\n\r\n%s", method, path, r.secret, headers, body)
 		conn.(*net.TCPConn).CloseWrite()
 		answer, err := http.ReadResponse(bufio.NewReader(conn), &http.Request{Method: method})
+		if timeout := net.Error(nil); errors.As(err, &timeout) && timeout.Timeout() {
+			t.Fatalf("no answer after %v", time.Since(started))
+		}
 		if err != nil {
 			return // a closed connection is an answer to what is no HTTP
 		}
