@@ -121,9 +121,6 @@ func (e *editor) check(ctx context.Context, task engine.Task, r recipe, out *eng
 	} else if lost > 0 && !hidesFrames(source) {
 		out.Warnings = append(out.Warnings, fmt.Sprintf("%d of %d frames could not be decoded and are missing.", lost, expected))
 	}
-	if missing := source.Claimed - source.Frames; missing > max(3, source.Claimed/20) {
-		out.Warnings = append(out.Warnings, fmt.Sprintf("The file is cut short: it announces %d frames and holds %d.", source.Claimed, source.Frames))
-	}
 	out.Width, out.Height, out.Duration, out.Size, out.Codec = v.Width, v.Height, v.Duration, written.Size, codecName(v.Codec)
 	out.Facts = r.facts(v, len(written.Audio))
 	return written, nil

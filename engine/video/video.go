@@ -99,11 +99,18 @@ func (e *editor) inspect(ctx context.Context, path string) (*ffmpeg.Media, error
 		return nil, engine.Failf(engine.UnsupportedFormat, "The file has no video track with frames.")
 	case media.Video.PixelFormat == "":
 		return nil, engine.Failf(engine.UnsupportedFormat, "The video track cannot be decoded: its codec is not supported, or it is damaged.")
+	case cutShort(media.Video):
+		return nil, engine.Failf(engine.UnsupportedFormat, "The file is cut short: it announces %d frames and holds %d. Send the whole file.",
+			media.Video.Claimed, media.Video.Frames)
 	case media.Video.DolbyVision == dolbyVision5:
 		return nil, engine.Failf(engine.UnsupportedFormat, "Dolby Vision profile 5 is not supported. Export the video as HDR10 or HLG.")
 	}
 	return media, nil
 }
+
+// cutShort says that a file breaks off behind its index: an upload that did not end, say. One frame in twenty may be missing, for
+// an edit list or a careless muxer leaves some out. A container without an index cannot tell.
+func cutShort(v *ffmpeg.Video) bool { return v.Claimed-v.Frames > max(3, v.Claimed/20) }
 
 // codecName is the API's name of a codec.
 func codecName(name string) string {
