@@ -246,7 +246,7 @@ func TestDamaged(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if r.source.Frames < 20 || r.source.Frames > 80 || r.source.Frames-int64(r.out.Facts["frames"].(int64)) > 3 {
+		if r.source.Frames < 20 || r.source.Frames > 80 || r.source.Frames-r.out.Facts["frames"].(int64) > 3 {
 			t.Errorf("%d of 100 frames counted, %v written", r.source.Frames, r.out.Facts["frames"])
 		}
 		r, err = k.job(t, write("half"+filepath.Ext(front), front, half), `{}`)

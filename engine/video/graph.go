@@ -82,8 +82,10 @@ func outputColours(v *ffmpeg.Video) colours {
 // The tags that setparams and the encoders know by these names.
 var (
 	primariesNames = []string{"bt709", "bt470m", "bt470bg", "smpte170m", "smpte240m", "film", "bt2020", "smpte428", "smpte431", "smpte432"}
-	transferNames  = []string{"bt709", "bt470m", "bt470bg", "smpte170m", "smpte240m", "linear", "iec61966-2-4", "bt1361e", "iec61966-2-1",
-		"bt2020-10", "bt2020-12", "smpte2084", "smpte428", "arib-std-b67"}
+	transferNames  = []string{
+		"bt709", "bt470m", "bt470bg", "smpte170m", "smpte240m", "linear", "iec61966-2-4", "bt1361e", "iec61966-2-1",
+		"bt2020-10", "bt2020-12", "smpte2084", "smpte428", "arib-std-b67",
+	}
 	matrixNames = []string{"bt709", "fcc", "bt470bg", "smpte170m", "smpte240m", "ycgco", "bt2020nc", "bt2020c"}
 )
 

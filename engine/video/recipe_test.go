@@ -70,8 +70,12 @@ func TestRecipeStreams(t *testing.T) {
 	r := recipe{
 		media: &ffmpeg.Media{
 			Video: &ffmpeg.Video{Index: 3, Width: 64, Height: 48, FPS: 25, PixelFormat: "yuv420p", BitDepth: 8, DolbyVision: 9},
-			Audio: []ffmpeg.Audio{{Index: 0, Codec: "aac", Channels: 2, SampleRate: 48000}, {Index: 1, Codec: "mp3", Channels: 1, SampleRate: 8000},
-				{Index: 2, Codec: "truehd", Channels: 12, SampleRate: 48000}, {Index: 4, Codec: "aac"}},
+			Audio: []ffmpeg.Audio{
+				{Index: 0, Codec: "aac", Channels: 2, SampleRate: 48000},
+				{Index: 1, Codec: "mp3", Channels: 1, SampleRate: 8000},
+				{Index: 2, Codec: "truehd", Channels: 12, SampleRate: 48000},
+				{Index: 4, Codec: "aac"},
+			},
 			Subtitles: []ffmpeg.Subtitle{{Index: 5, Codec: "hdmv_pgs_subtitle"}, {Index: 6, Codec: "ass", Text: true}},
 			Title:     "T",
 		},
@@ -80,9 +84,27 @@ func TestRecipeStreams(t *testing.T) {
 	options, warnings := r.output()
 	has := func(name, value string) bool { return slices.Contains(options, ffmpeg.Opt(name, value)) }
 	for _, want := range [][2]string{
-		{"map", "0:3"}, {"map", "0:0"}, {"map", "0:1"}, {"map", "0:2"}, {"map", "0:4"}, {"map", "0:6"}, {"c:a:0", "copy"}, {"c:a:1", "aac"}, {"b:a:1", "96k"},
-		{"c:a:2", "aac"}, {"b:a:2", "576k"}, {"ac:a:2", "2"}, {"c:a:3", "aac"}, {"c:s", "mov_text"}, {"metadata", "title=T"}, {"map_metadata:g", "-1"}, {"enc_time_base", "-1"},
-		{"c:v", "libx264"}, {"preset:v", "veryfast"}, {"crf:v", "17"}, {"movflags", "+faststart"},
+		{"map", "0:3"},
+		{"map", "0:0"},
+		{"map", "0:1"},
+		{"map", "0:2"},
+		{"map", "0:4"},
+		{"map", "0:6"},
+		{"c:a:0", "copy"},
+		{"c:a:1", "aac"},
+		{"b:a:1", "96k"},
+		{"c:a:2", "aac"},
+		{"b:a:2", "576k"},
+		{"ac:a:2", "2"},
+		{"c:a:3", "aac"},
+		{"c:s", "mov_text"},
+		{"metadata", "title=T"},
+		{"map_metadata:g", "-1"},
+		{"enc_time_base", "-1"},
+		{"c:v", "libx264"},
+		{"preset:v", "veryfast"},
+		{"crf:v", "17"},
+		{"movflags", "+faststart"},
 	} {
 		if !has(want[0], want[1]) {
 			t.Errorf("no -%s %s in %v", want[0], want[1], options)

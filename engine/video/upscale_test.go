@@ -48,100 +48,130 @@ func TestUpscale(t *testing.T) {
 	}{
 		{name: "plain x2", file: "a.mp4", config: `{}`, make: args(lavfi(smooth("96x64", "25", "0.4")), x264, sd), dB: 30, codec: "h264", format: "yuv420p"},
 		{name: "plain x4", file: "a.mp4", config: `{"scale":4}`, make: args(lavfi(smooth("96x64", "25", "0.4")), x264, sd), dB: 30, codec: "h264", format: "yuv420p"},
-		{name: "odd size", file: "a.webm", config: `{}`, make: args(lavfi(smooth("162x122", "30", "0.3")+",crop=161:121:exact=1,format=yuv444p"), []string{"-c:v", "libvpx-vp9", "-crf", "4", "-cpu-used", "8"}),
-			dB: 30, codec: "h264", format: "yuv420p"},
+		{
+			name: "odd size", file: "a.webm", config: `{}`, make: args(lavfi(smooth("162x122", "30", "0.3")+",crop=161:121:exact=1,format=yuv444p"), []string{"-c:v", "libvpx-vp9", "-crf", "4", "-cpu-used", "8"}),
+			dB: 30, codec: "h264", format: "yuv420p",
+		},
 		{name: "odd size, 4:2:0", file: "a.mkv", config: `{}`, make: args(lavfi(smooth("162x122", "30", "0.3")+",crop=161:121:exact=1,format=yuv420p"), []string{"-c:v", "ffv1"}, sd), dB: 30, codec: "h264", format: "yuv420p"},
 		{name: "one frame", file: "a.mp4", config: `{}`, make: args(lavfi(smooth("96x64", "25", "0.04")), x264, sd), dB: 30, codec: "h264"},
 		{name: "one frame, more frames asked", file: "a.mp4", config: `{"fps":50}`, make: args(lavfi(smooth("96x64", "25", "0.04")), x264), codec: "h264"},
 		{name: "one pixel", file: "a.mkv", config: `{}`, make: args(lavfi("color=c=red:s=2x2:r=25:d=0.2,format=yuv444p,crop=1:1:exact=1"), []string{"-c:v", "ffv1"}), dB: 30, codec: "h264"},
-		{name: "one pixel, 10 bits, more frames", file: "a.mkv", config: `{"scale":4,"fps":50}`,
-			make: args(lavfi("color=c=red:s=2x2:r=25:d=0.2,format=yuv444p10le,crop=1:1:exact=1"), []string{"-c:v", "ffv1"}), codec: "h264"},
+		{
+			name: "one pixel, 10 bits, more frames", file: "a.mkv", config: `{"scale":4,"fps":50}`,
+			make: args(lavfi("color=c=red:s=2x2:r=25:d=0.2,format=yuv444p10le,crop=1:1:exact=1"), []string{"-c:v", "ffv1"}), codec: "h264",
+		},
 		{name: "4:4:4", file: "a.mp4", config: `{}`, make: args(lavfi(smooth("96x64", "25", "0.3")+",format=yuv444p"), x264, sd), dB: 30, codec: "h264", format: "yuv420p"},
 		{name: "4:2:2 10 bits", file: "a.mov", config: `{}`, make: args(lavfi(smooth("96x64", "25", "0.3")+",format=yuv422p10le"), []string{"-c:v", "prores_ks"}, sd), dB: 30, codec: "h265", format: "yuv420p10le"},
 		{name: "10 bits", file: "a.mp4", config: `{}`, make: args(lavfi(smooth("96x64", "25", "0.3")+",format=yuv420p10le"), x265, sd), dB: 30, codec: "h265", format: "yuv420p10le"},
-		{name: "full range", file: "a.avi", config: `{}`, make: args(lavfi(smooth("96x64", "25", "0.3")), []string{"-pix_fmt", "yuvj420p", "-c:v", "mjpeg", "-q:v", "2"}), dB: 30, codec: "h264",
+		{
+			name: "full range", file: "a.avi", config: `{}`, make: args(lavfi(smooth("96x64", "25", "0.3")), []string{"-pix_fmt", "yuvj420p", "-c:v", "mjpeg", "-q:v", "2"}), dB: 30, codec: "h264",
 			check: func(t *testing.T, _ result, m *ffmpeg.Media) {
 				if m.Video.Range != "pc" {
 					t.Errorf("range %q, want pc", m.Video.Range)
 				}
-			}},
-		{name: "full range, odd size", file: "a.mkv", config: `{}`, make: args(lavfi(smooth("98x66", "25", "0.3")+",format=yuv444p,crop=97:65:exact=1,scale=out_range=pc,format=yuvj444p"), x264, sd), dB: 30, codec: "h264",
+			},
+		},
+		{
+			name: "full range, odd size", file: "a.mkv", config: `{}`, make: args(lavfi(smooth("98x66", "25", "0.3")+",format=yuv444p,crop=97:65:exact=1,scale=out_range=pc,format=yuvj444p"), x264, sd), dB: 30, codec: "h264",
 			check: func(t *testing.T, _ result, m *ffmpeg.Media) {
 				if m.Video.Range != "pc" {
 					t.Errorf("range %q, want pc", m.Video.Range)
 				}
-			}},
-		{name: "RGB", file: "a.mkv", config: `{}`, make: args(lavfi(smooth("96x64", "25", "0.3")+",format=gbrp"), []string{"-c:v", "ffv1"}), dB: 30, codec: "h264", format: "yuv420p",
+			},
+		},
+		{
+			name: "RGB", file: "a.mkv", config: `{}`, make: args(lavfi(smooth("96x64", "25", "0.3")+",format=gbrp"), []string{"-c:v", "ffv1"}), dB: 30, codec: "h264", format: "yuv420p",
 			check: func(t *testing.T, _ result, m *ffmpeg.Media) {
 				if m.Video.Matrix != "bt709" || m.Video.Range != "tv" {
 					t.Errorf("matrix %q, range %q", m.Video.Matrix, m.Video.Range)
 				}
-			}},
+			},
+		},
 		{name: "palette", file: "a.mov", config: `{}`, make: args(lavfi(smooth("96x64", "25", "0.3")+",format=rgb24"), []string{"-c:v", "png", "-pix_fmt", "pal8"}), dB: 25, codec: "h264", format: "yuv420p"},
 		{name: "grey", file: "a.mkv", config: `{}`, make: args(lavfi(smooth("96x64", "25", "0.3")+",format=gray"), []string{"-c:v", "ffv1"}), dB: 30, codec: "h264", format: "yuv420p"},
-		{name: "transparent", file: "a.mov", config: `{}`, make: args(lavfi(smooth("96x64", "25", "0.3")+",format=yuva444p10le"), []string{"-c:v", "prores_ks", "-profile:v", "4444"}, sd), codec: "h265", format: "yuv420p10le",
-			check: func(t *testing.T, r result, _ *ffmpeg.Media) { wantWarning(t, r, "transparency") }},
-		{name: "sample aspect", file: "a.mp4", config: `{}`, make: args(lavfi(smooth("96x64", "25", "0.3")+",setsar=16/11"), x264, sd), dB: 30, codec: "h264",
+		{
+			name: "transparent", file: "a.mov", config: `{}`, make: args(lavfi(smooth("96x64", "25", "0.3")+",format=yuva444p10le"), []string{"-c:v", "prores_ks", "-profile:v", "4444"}, sd), codec: "h265", format: "yuv420p10le",
+			check: func(t *testing.T, r result, _ *ffmpeg.Media) { wantWarning(t, r, "transparency") },
+		},
+		{
+			name: "sample aspect", file: "a.mp4", config: `{}`, make: args(lavfi(smooth("96x64", "25", "0.3")+",setsar=16/11"), x264, sd), dB: 30, codec: "h264",
 			check: func(t *testing.T, _ result, m *ffmpeg.Media) {
 				if m.Video.SAR != (ffmpeg.Ratio{Num: 16, Den: 11}) {
 					t.Errorf("sample aspect %v, want 16:11", m.Video.SAR)
 				}
-			}},
-		{name: "untagged SD", file: "a.mp4", config: `{"scale":4}`, make: args(lavfi(smooth("320x240", "25", "0.1")), x264), codec: "h264",
+			},
+		},
+		{
+			name: "untagged SD", file: "a.mp4", config: `{"scale":4}`, make: args(lavfi(smooth("320x240", "25", "0.1")), x264), codec: "h264",
 			check: func(t *testing.T, _ result, m *ffmpeg.Media) {
 				if m.Video.Matrix != "smpte170m" {
 					t.Errorf("matrix %q: players would take the larger picture for BT.709", m.Video.Matrix)
 				}
-			}},
-		{name: "tags", file: "a.mp4", config: `{}`, make: args(lavfi(smooth("96x64", "25", "0.2")), x264, []string{"-colorspace", "bt709", "-color_primaries", "bt470bg", "-color_trc", "gamma28"}), codec: "h264",
+			},
+		},
+		{
+			name: "tags", file: "a.mp4", config: `{}`, make: args(lavfi(smooth("96x64", "25", "0.2")), x264, []string{"-colorspace", "bt709", "-color_primaries", "bt470bg", "-color_trc", "gamma28"}), codec: "h264",
 			check: func(t *testing.T, _ result, m *ffmpeg.Media) {
 				if v := m.Video; v.Matrix != "bt709" || v.Primaries != "bt470bg" || v.Transfer != "bt470bg" {
 					t.Errorf("tags %q %q %q", v.Matrix, v.Primaries, v.Transfer)
 				}
-			}},
+			},
+		},
 		{name: "faster", file: "a.mp4", config: `{"fps":50}`, make: args(lavfi(smooth("96x64", "25", "1")), x264), codec: "h264", check: wantPace(paceMotion, 50, 50)},
 		{name: "broadcast rate", file: "a.mp4", config: `{"fps":59.94}`, make: args(lavfi(smooth("96x64", "30000/1001", "1.001")), x264), codec: "h264", check: wantPace(paceMotion, 60, 60000.0/1001)},
 		{name: "slower", file: "a.mp4", config: `{"fps":12}`, make: args(lavfi(smooth("96x64", "25", "1")), x264), codec: "h264", check: wantPace(paceEven, 12, 12)},
 		{name: "same rate", file: "a.mp4", config: `{"fps":25}`, make: args(lavfi(smooth("96x64", "25", "0.4")), x264, sd), dB: 30, codec: "h264", check: wantPace(paceKept, 10, 25)},
-		{name: "faster, 10 bits", file: "a.mp4", config: `{"fps":50}`, make: args(lavfi(smooth("96x64", "25", "0.4")+",format=yuv420p10le"), x265), codec: "h265",
+		{
+			name: "faster, 10 bits", file: "a.mp4", config: `{"fps":50}`, make: args(lavfi(smooth("96x64", "25", "0.4")+",format=yuv420p10le"), x265), codec: "h265",
 			check: func(t *testing.T, r result, m *ffmpeg.Media) {
 				wantPace(paceBlend, 20, 50)(t, r, m)
 				wantWarning(t, r, "blending")
-			}},
+			},
+		},
 		{name: "faster, odd size", file: "a.mkv", config: `{"fps":60}`, make: args(lavfi(smooth("162x122", "30", "0.5")+",format=yuv420p,crop=161:121:exact=1"), []string{"-c:v", "ffv1"}), codec: "h264", check: wantPace(paceMotion, 30, 60)},
 		{name: "variable rate", file: "a.mp4", config: `{}`, make: args(variable, x264, sd), dB: 30, codec: "h264", check: stillVariable},
 		{name: "variable rate in milliseconds", file: "a.mkv", config: `{}`, make: args(variable, x264, sd), dB: 30, codec: "h264", check: stillVariable},
-		{name: "variable rate, 20 asked", file: "a.mp4", config: `{"fps":20}`, make: args(variable, x264), codec: "h264",
+		{
+			name: "variable rate, 20 asked", file: "a.mp4", config: `{"fps":20}`, make: args(variable, x264), codec: "h264",
 			check: func(t *testing.T, r result, m *ffmpeg.Media) {
 				if m.Video.VariableRate || math.Abs(m.Video.FPS-20) > 0.01 {
 					t.Errorf("rate %v, variable %v; want an even 20", m.Video.FPS, m.Video.VariableRate)
 				}
-			}},
-		{name: "interlaced", file: "a.mp4", config: `{}`, make: args(lavfi(smooth("96x64", "50", "0.8")+",tinterlace=mode=interleave_top,fieldorder=tff"), x264, []string{"-flags", "+ilme+ildct"}), codec: "h264",
+			},
+		},
+		{
+			name: "interlaced", file: "a.mp4", config: `{}`, make: args(lavfi(smooth("96x64", "50", "0.8")+",tinterlace=mode=interleave_top,fieldorder=tff"), x264, []string{"-flags", "+ilme+ildct"}), codec: "h264",
 			check: func(t *testing.T, r result, m *ffmpeg.Media) {
 				if m.Video.Interlaced || r.out.Facts["deinterlaced"] != true {
 					t.Errorf("interlaced %v, facts %v", m.Video.Interlaced, r.out.Facts)
 				}
-			}},
-		{name: "no audio", file: "a.mp4", config: `{}`, make: args(lavfi(smooth("96x64", "25", "0.2")), x264), codec: "h264",
+			},
+		},
+		{
+			name: "no audio", file: "a.mp4", config: `{}`, make: args(lavfi(smooth("96x64", "25", "0.2")), x264), codec: "h264",
 			check: func(t *testing.T, _ result, m *ffmpeg.Media) {
 				if len(m.Audio) != 0 {
 					t.Errorf("audio %v out of nothing", m.Audio)
 				}
-			}},
-		{name: "three audio tracks", file: "a.mkv", config: `{}`, codec: "h264", make: args(lavfi(smooth("96x64", "25", "1")), lavfi("sine=440:d=1"), lavfi("sine=660:d=1"), lavfi("anoisesrc=d=1:c=pink"), x264,
-			[]string{"-map", "0", "-map", "1", "-map", "2", "-map", "3", "-c:a:0", "aac", "-c:a:1", "vorbis", "-strict", "-2", "-ac", "2", "-c:a:2", "pcm_s16le", "-metadata:s:a:1", "language=deu"}),
+			},
+		},
+		{
+			name: "three audio tracks", file: "a.mkv", config: `{}`, codec: "h264", make: args(lavfi(smooth("96x64", "25", "1")), lavfi("sine=440:d=1"), lavfi("sine=660:d=1"), lavfi("anoisesrc=d=1:c=pink"), x264,
+				[]string{"-map", "0", "-map", "1", "-map", "2", "-map", "3", "-c:a:0", "aac", "-c:a:1", "vorbis", "-strict", "-2", "-ac", "2", "-c:a:2", "pcm_s16le", "-metadata:s:a:1", "language=deu"}),
 			check: func(t *testing.T, _ result, m *ffmpeg.Media) {
 				if len(m.Audio) != 3 || m.Audio[0].Codec != "aac" || m.Audio[1].Codec != "aac" || m.Audio[2].Codec != "aac" {
 					t.Errorf("audio %v, want three tracks of AAC", m.Audio)
 				}
-			}},
-		{name: "mpeg-ts", file: "a.ts", config: `{}`, codec: "h264", make: args(lavfi(smooth("96x64", "25", "0.6")), lavfi("sine=440:d=0.6"), x264, sd, []string{"-c:a", "aac"}), dB: 30,
+			},
+		},
+		{
+			name: "mpeg-ts", file: "a.ts", config: `{}`, codec: "h264", make: args(lavfi(smooth("96x64", "25", "0.6")), lavfi("sine=440:d=0.6"), x264, sd, []string{"-c:a", "aac"}), dB: 30,
 			check: func(t *testing.T, _ result, m *ffmpeg.Media) {
 				if len(m.Audio) != 1 {
 					t.Errorf("audio %v", m.Audio)
 				}
-			}},
+			},
+		},
 		{name: "vp8 with hidden frames", file: "a.webm", config: `{}`, make: args(lavfi(smooth("96x64", "25", "1")), []string{"-c:v", "libvpx", "-auto-alt-ref", "1", "-lag-in-frames", "10", "-b:v", "500k", "-quality", "good", "-cpu-used", "4"}), codec: "h264"},
 	}
 	for _, c := range cases {
@@ -256,9 +286,11 @@ func rotated(t testing.TB, path, angle string) string {
 func TestUpscaleHDR(t *testing.T) {
 	t.Parallel()
 	k := newKit(t)
-	pq := args(lavfi(smooth("96x64", "25", "0.3")+",format=yuv420p10le"), []string{"-c:v", "libx265", "-preset", "ultrafast", "-crf", "8", "-tag:v", "hvc1",
+	pq := args(lavfi(smooth("96x64", "25", "0.3")+",format=yuv420p10le"), []string{
+		"-c:v", "libx265", "-preset", "ultrafast", "-crf", "8", "-tag:v", "hvc1",
 		"-x265-params", "log-level=error:hdr10=1:repeat-headers=1:master-display=G(13250,34500)B(7500,3000)R(34000,16000)WP(15635,16450)L(10000000,50):max-cll=1000,400",
-		"-color_primaries", "bt2020", "-color_trc", "smpte2084", "-colorspace", "bt2020nc"})
+		"-color_primaries", "bt2020", "-color_trc", "smpte2084", "-colorspace", "bt2020nc",
+	})
 	hlg := args(lavfi(smooth("96x64", "25", "0.3")+",format=yuv420p10le"), x265, []string{"-color_primaries", "bt2020", "-color_trc", "arib-std-b67", "-colorspace", "bt2020nc"})
 	for _, c := range []struct {
 		name, transfer, fact string
