@@ -25,7 +25,8 @@ type Config struct {
 	FFmpeg, FFprobe string
 	// Threads is how many threads one run may use for decoding, filtering and encoding each; by default the number of CPUs.
 	Threads int
-	// Scratch is the folder in which each run gets its private working directory; by default the system's.
+	// Scratch is the folder in which each run gets its private working directory (ffmpeg-*, removed when the run ends); by default
+	// the system's. A process that is killed leaves its directories behind, so a service names a folder that it sweeps.
 	Scratch string
 	// Limits bound one run; zero fields take their default.
 	Limits Limits

@@ -377,7 +377,8 @@ func TestRunDiesWithItsParent(t *testing.T) {
 	t.Parallel()
 	path := small(t)
 	parent := exec.Command(os.Args[0])
-	parent.Env = append(os.Environ(), orphanEnv+"="+path)
+	// Killed, the parent cannot remove its working directory.
+	parent.Env = append(os.Environ(), orphanEnv+"="+path, "TMPDIR="+t.TempDir())
 	if err := parent.Start(); err != nil {
 		t.Fatal(err)
 	}
