@@ -12,9 +12,9 @@ import (
 // tick is the unit of the times in /proc/PID/stat: Linux shows a hundredth of a second to programs, whatever it counts in itself.
 const tick = 10 * time.Millisecond
 
-// treeCPU is the processor time that this process and all its servers have used so far, dead ones included. Unlike a rate it does not depend on
-// what else the machine does.
-func treeCPU() time.Duration {
+// treeCPU is the processor time that this process's servers have used so far, dead ones included, and with self this process too. Unlike a
+// rate it hardly depends on what else the machine does.
+func treeCPU(self bool) time.Duration {
 	times, parents := map[int]time.Duration{}, map[int]int{}
 	stats, err := filepath.Glob("/proc/[0-9]*/stat")
 	if err != nil {
@@ -33,7 +33,7 @@ func treeCPU() time.Duration {
 	}
 	var sum time.Duration
 	for pid, used := range times {
-		if descends(pid, os.Getpid(), parents) {
+		if descends(pid, os.Getpid(), parents) && (self || pid != os.Getpid()) {
 			sum += used
 		}
 	}

@@ -27,7 +27,7 @@ const maxInFlight = 1000
 func latencyPart(b *bed, o *options, out io.Writer) {
 	photo, err := os.ReadFile(o.photo)
 	b.must(err)
-	rows := [][]string{{"mode", "workers", "sent", "p50", "p90", "p99", "max", "errors", "jobs done meanwhile", "load average"}}
+	rows := [][]string{{"mode", "workers", "sent", "p50", "p90", "p99", "max", "errors", "jobs done meanwhile", "processor time a request", "load average"}}
 	measure := func(mode, workers string, start func(b *bed) installation) {
 		b.scope(func(b *bed) {
 			b.Logf("latency: %s, workers %s", mode, workers)
@@ -45,7 +45,8 @@ func latencyPart(b *bed, o *options, out io.Writer) {
 		measure(modeFleet, "none", func(b *bed) installation { return startFleet(b, o, true) })
 	}
 	fmt.Fprintf(out, "\n### POST /jobs\n\n%d requests/s, open loop, %v a line after %v of warm-up; multipart, %s (%d bytes), `upscale` x2. "+
-		"Latency counts from the moment a request was due to the last byte of its answer.\n\n%s",
+		"Latency counts from the moment a request was due to the last byte of its answer. "+
+		"Processor time is that of all server processes: without busy workers it is what a request costs.\n\n%s",
 		o.rate, o.duration, o.warmUp, filepath.Base(o.photo), len(photo), table(rows))
 }
 
@@ -72,9 +73,10 @@ func measureLatency(b *bed, o *options, at installation, photo []byte) []string 
 		return r, nil
 	}}
 	l.run(b.ctx, o.warmUp)
-	before := finished(b, d)
+	before, used := finished(b, d), treeCPU(false)
 	got := l.run(b.ctx, o.duration)
 	b.must(b.ctx.Err())
+	used = treeCPU(false) - used
 	done := finished(b, d) - before
 	for fault, n := range got.faults {
 		b.Logf("%d requests failed: %s", n, fault)
@@ -84,7 +86,8 @@ func measureLatency(b *bed, o *options, at installation, photo []byte) []string 
 	}
 	return []string{
 		strconv.Itoa(len(got.sorted) + got.errors()), millis(percentile(got.sorted, 0.5)), millis(percentile(got.sorted, 0.9)),
-		millis(percentile(got.sorted, 0.99)), millis(got.sorted[len(got.sorted)-1]), strconv.Itoa(got.errors()), strconv.Itoa(done), loadAverage(),
+		millis(percentile(got.sorted, 0.99)), millis(got.sorted[len(got.sorted)-1]), strconv.Itoa(got.errors()), strconv.Itoa(done),
+		millis(used / time.Duration(len(got.sorted)+got.errors())), loadAverage(),
 	}
 }
 

@@ -113,9 +113,9 @@ func oneRound(b *bed, o *options, p *peer, s *score, submitted *int64) {
 	s.submit = append(s.submit, rate(submit))
 	var stop func()
 	s.drain = append(s.drain, rate(func() { stop = p.start(b); waitFor(b, p, *submitted) }))
-	used := treeCPU()
+	used := treeCPU(true)
 	s.through = append(s.through, rate(func() { submit(); waitFor(b, p, *submitted) }))
-	s.cpu = append(s.cpu, (treeCPU()-used).Seconds()*1000/float64(jobs))
+	s.cpu = append(s.cpu, (treeCPU(true)-used).Seconds()*1000/float64(jobs))
 	stop()
 }
 
