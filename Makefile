@@ -54,8 +54,8 @@ fuzz: ## fuzz every parser of foreign bytes, FUZZTIME (20s) each
 .PHONY: bench
 bench: build ## measure latency and throughput beside bare queues, and print the tables of docs/benchmarks.md (BENCH="-help" lists its flags)
 	@scripts/deps.sh test
-	go build -trimpath -o bin/enlarger-bench ./cmd/enlarger-bench
-	ENLARGER_BINARY=bin/enlarger bin/enlarger-bench $(BENCH)
+	@go build -trimpath -o bin/enlarger-bench ./cmd/enlarger-bench
+	@ENLARGER_BINARY=bin/enlarger bin/enlarger-bench $(BENCH)
 
 .PHONY: fixtures
 fixtures: ## make the recorded jobs' media anew (fixtures/media)
