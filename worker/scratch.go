@@ -9,16 +9,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// scratch is this process's private directory for the local files of runs. A lock on it tells the living from the dead, so that a
+// Scratch is this process's private directory for the local files of runs. A lock on it tells the living from the dead, so that a
 // worker that starts removes what killed ones left, and nothing else.
-type scratch struct {
-	dir  string
+type Scratch struct {
+	// Dir is the directory, locked for as long as the process lives.
+	Dir  string
 	lock *os.File
 }
 
 const lockName = ".lock"
 
-func openScratch(root string) (*scratch, error) {
+// OpenScratch removes what dead processes left under root and makes a directory of its own there.
+func OpenScratch(root string) (*Scratch, error) {
 	if err := os.MkdirAll(root, 0o700); err != nil {
 		return nil, fmt.Errorf("scratch directory: %w", err)
 	}
@@ -33,7 +35,7 @@ func openScratch(root string) (*scratch, error) {
 	if err != nil || held {
 		return nil, errors.Join(fmt.Errorf("lock scratch directory %s", dir), err)
 	}
-	return &scratch{dir: dir, lock: lock}, nil
+	return &Scratch{Dir: dir, lock: lock}, nil
 }
 
 func removeDead(root string) error {
@@ -74,15 +76,16 @@ func tryLock(path string) (lock *os.File, held bool, err error) {
 }
 
 // make creates the directory of one run.
-func (s *scratch) make(jobID string, fence int64) (string, error) {
-	dir := filepath.Join(s.dir, fmt.Sprintf("%s-%d", jobID, fence))
+func (s *Scratch) make(jobID string, fence int64) (string, error) {
+	dir := filepath.Join(s.Dir, fmt.Sprintf("%s-%d", jobID, fence))
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return "", fmt.Errorf("scratch directory: %w", err)
 	}
 	return dir, nil
 }
 
-func (s *scratch) close() {
-	os.RemoveAll(s.dir)
+// Close removes the directory.
+func (s *Scratch) Close() {
+	os.RemoveAll(s.Dir)
 	s.lock.Close()
 }

@@ -98,7 +98,7 @@ type Worker struct {
 	// slots bound the runs per queue. asynq's own concurrency cannot: a handler that it gave up on goes on running.
 	slots   map[string]*semaphore.Weighted
 	memory  *semaphore.Weighted
-	scratch *scratch
+	scratch *Scratch
 
 	// base is the parent of every run's context; ending it is the drain's last step.
 	base     context.Context
@@ -116,7 +116,7 @@ func New(cfg Config) (*Worker, error) {
 	if cfg.Lease < 3*cfg.Heartbeat/2 {
 		return nil, fmt.Errorf("lease %v must be at least 1.5 heartbeats of %v", cfg.Lease, cfg.Heartbeat)
 	}
-	dir, err := openScratch(cfg.Scratch)
+	dir, err := OpenScratch(cfg.Scratch)
 	if err != nil {
 		return nil, err
 	}
@@ -154,7 +154,7 @@ func (w *Worker) server(queue string, concurrency int) *asynq.Server {
 // Run takes jobs until ctx is done, then drains: it takes no more, lets its runs go on for the grace, gives the rest back to
 // the queue, and returns when nothing runs any more.
 func (w *Worker) Run(ctx context.Context) error {
-	defer w.scratch.close()
+	defer w.scratch.Close()
 	for _, s := range w.servers {
 		if err := s.Start(asynq.HandlerFunc(w.handle)); err != nil {
 			return fmt.Errorf("start worker: %w", err)

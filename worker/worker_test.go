@@ -317,18 +317,18 @@ func TestOrphansAndExpiredSourcesAreRemoved(t *testing.T) {
 func TestScratchOfTheDeadIsRemoved(t *testing.T) {
 	t.Parallel()
 	root := t.TempDir()
-	alive, err := openScratch(root)
+	alive, err := OpenScratch(root)
 	must(t, err)
-	defer alive.close()
+	defer alive.Close()
 	dead := filepath.Join(root, "worker-dead")
 	must(t, os.MkdirAll(filepath.Join(dead, "job_x-1"), 0o700))
-	second, err := openScratch(root)
+	second, err := OpenScratch(root)
 	must(t, err)
-	defer second.close()
+	defer second.Close()
 	if _, err := os.Stat(dead); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("a dead worker's directory: %v", err)
 	}
-	if _, err := os.Stat(alive.dir); err != nil {
+	if _, err := os.Stat(alive.Dir); err != nil {
 		t.Errorf("a living worker's directory: %v", err)
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -62,6 +63,8 @@ type parts struct {
 	redis    redis.UniversalClient
 	storage  *storage.Store
 	fetcher  *storage.Fetcher
+	// scratch holds the local files of this process's runs.
+	scratch *worker.Scratch
 	// media serves the embedded store under its bucket's path; nil when the storage is elsewhere.
 	media http.Handler
 	// closers run last to first.
@@ -125,7 +128,11 @@ func (p *parts) build(ctx context.Context, do roles) error {
 	if err := p.lockData(); err != nil {
 		return err
 	}
-	if p.catalog, err = newCatalog(s); err != nil {
+	if p.scratch, err = worker.OpenScratch(filepath.Join(s.Data, "scratch")); err != nil {
+		return err
+	}
+	p.onClose(p.scratch.Close)
+	if p.catalog, err = newCatalog(s, p.scratch.Dir); err != nil {
 		return err
 	}
 	if p.prices, err = billing.ReadPrices(s.Pricing); err != nil {
@@ -168,8 +175,8 @@ func (p *parts) lockData() error {
 	return nil
 }
 
-func newCatalog(s *settings) (*engine.Catalog, error) {
-	runner, err := ffmpeg.Open(ffmpeg.Config{FFmpeg: s.FFmpeg, FFprobe: s.FFprobe})
+func newCatalog(s *settings, scratch string) (*engine.Catalog, error) {
+	runner, err := ffmpeg.Open(ffmpeg.Config{FFmpeg: s.FFmpeg, FFprobe: s.FFprobe, Scratch: scratch})
 	if err != nil {
 		return nil, err
 	}
@@ -204,6 +211,7 @@ func (p *parts) openRedis(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("%w: ENLARGER_REDIS: %w", errUsage, err)
 	}
+	options.ContextTimeoutEnabled = true // a request's own deadline counts, not go-redis' timeouts times its retries
 	client := redis.NewClient(options)
 	p.redis = client
 	p.onClose(func() { client.Close() })
@@ -269,12 +277,9 @@ func (p *parts) embedStorage() error {
 
 func (p *parts) openFetcher() error {
 	cfg := storage.FetchConfig{MaxBytes: p.settings.MaxFetchBytes, UserAgent: "enlarger/" + version}
-	for _, text := range p.settings.FetchPrivate {
-		prefix, err := netip.ParsePrefix(text)
-		if err != nil {
-			return fmt.Errorf("%w: ENLARGER_FETCH_ALLOW: %q is no network such as 10.0.0.0/8", errUsage, text)
-		}
-		cfg.AllowPrefixes = append(cfg.AllowPrefixes, prefix)
+	var err error
+	if cfg.AllowPrefixes, err = networks("ENLARGER_FETCH_ALLOW", p.settings.FetchPrivate); err != nil {
+		return err
 	}
 	for _, port := range p.settings.FetchPorts {
 		if port < 1 || port > 65535 {
@@ -286,13 +291,40 @@ func (p *parts) openFetcher() error {
 	return nil
 }
 
+func networks(setting string, texts []string) ([]netip.Prefix, error) {
+	var list []netip.Prefix
+	for _, text := range texts {
+		prefix, err := netip.ParsePrefix(text)
+		if err != nil {
+			return nil, fmt.Errorf("%w: %s: %q is no network such as 10.0.0.0/8", errUsage, setting, text)
+		}
+		list = append(list, prefix)
+	}
+	return list, nil
+}
+
 func (p *parts) newWorker() (*worker.Worker, error) {
 	s := p.settings
 	return worker.New(worker.Config{
 		Name: s.workerName(), Jobs: p.jobs, Prices: p.prices, Catalog: p.catalog, Storage: p.storage, Fetcher: p.fetcher, Redis: p.redis,
-		Log: p.log.Named("worker"), Scratch: filepath.Join(s.Data, "scratch"),
+		Log: p.log.Named("worker"), Scratch: p.scratch.Dir,
 		ImageSlots: s.imageSlots(), VideoSlots: s.VideoSlots, Memory: s.Memory, Lease: s.Lease, Heartbeat: s.Heartbeat, Budget: s.RetryBudget,
 		Grace: s.Grace, ImageTimeout: s.ImageTimeout, VideoTimeout: s.VideoTimeout, MaxUpload: s.MaxVideoBytes, MaxFetch: s.MaxFetchBytes,
+	})
+}
+
+// withMedia serves the embedded store beside the API. Not by a ServeMux, which would answer a path such as //x with a page of its own.
+func (p *parts) withMedia(handler http.Handler) http.Handler {
+	if p.media == nil {
+		return handler
+	}
+	bucket := "/" + p.settings.S3Bucket + "/"
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasPrefix(r.URL.Path, bucket) {
+			p.media.ServeHTTP(w, r)
+			return
+		}
+		handler.ServeHTTP(w, r)
 	})
 }
 
@@ -300,6 +332,10 @@ func (p *parts) newWorker() (*worker.Worker, error) {
 func (p *parts) serveAPI(group *errgroup.Group, ending context.Context) error {
 	s := p.settings
 	dispatcher := worker.NewDispatcher(p.redis)
+	proxies, err := networks("ENLARGER_PROXIES", s.Proxies)
+	if err != nil {
+		return err
+	}
 	handler, err := api.New(api.Config{
 		Accounts: account.NewStore(p.db), Jobs: p.jobs, Ledger: billing.NewLedger(p.db), Prices: p.prices, Catalog: p.catalog,
 		Storage: p.storage, Fetcher: p.fetcher, Redis: p.redis, SniffImage: image.SniffPrefix,
@@ -313,21 +349,17 @@ func (p *parts) serveAPI(group *errgroup.Group, ending context.Context) error {
 			ImageUploadBytes: s.MaxImageBytes, VideoUploadBytes: s.MaxVideoBytes, RatePerMinute: s.RateLimit,
 			MaxImage: s.MaxImageJobs, MaxVideo: s.MaxVideoJobs, ResultURLTTL: s.ResultURLLife,
 		},
+		Geo: api.Geo{Header: s.GeoHeader, Countries: s.GeoBlocked}, Proxies: proxies,
 		PublicURL: p.public, Now: time.Now, Log: p.log.Named("api"), Version: version,
 	})
 	if err != nil {
 		return err
 	}
-	mux := http.NewServeMux()
-	mux.Handle("/", handler)
-	if p.media != nil {
-		mux.Handle("/"+s.S3Bucket+"/", p.media)
-	}
 	listener, err := net.Listen("tcp", s.Listen)
 	if err != nil {
 		return fmt.Errorf("listen: %w", err)
 	}
-	server := api.NewHTTPServer(mux, p.log)
+	server := api.NewHTTPServer(p.withMedia(handler), p.log)
 	p.log.Info("serving", zap.String("url", p.public+"/api/v1"), zap.Stringer("address", listener.Addr()))
 	group.Go(func() error {
 		if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {

@@ -49,6 +49,7 @@ type settings struct {
 	KeepSources   time.Duration `env:"ENLARGER_KEEP_SOURCES" default:"24h" help:"How long a finished job's source is kept."`
 	GeoHeader     string        `env:"ENLARGER_GEO_HEADER" help:"Trusted proxy header that holds the client's country code."`
 	GeoBlocked    []string      `env:"ENLARGER_GEO_BLOCKED" help:"Country codes that are refused with geo_restricted."`
+	Proxies       []string      `env:"ENLARGER_PROXIES" placeholder:"CIDR" help:"Networks of your reverse proxies: only their X-Forwarded-For and ENLARGER_GEO_HEADER are believed."`
 	ResultURLLife time.Duration `env:"ENLARGER_RESULT_URL_LIFE" default:"24h" help:"How long a job's result_url is good for."`
 
 	ImageSlots   int           `env:"ENLARGER_IMAGE_SLOTS" default:"0" help:"Image jobs a worker carries at the same time; 0 means the number of CPUs."`
