@@ -227,8 +227,7 @@ func (r *run) process(ctx context.Context) error {
 	limit := r.timeLimit()
 	timed, stop := context.WithTimeoutCause(ctx, limit, engine.Failf(engine.ProcessingTimeout, "The job was stopped after %v, the longest it may take.", limit))
 	defer stop()
-	var err error
-	if r.result, err = r.order.Process(timed, task); err != nil {
+	if err := r.compute(timed, task); err != nil {
 		if late, ok := engine.AsFailure(context.Cause(timed)); ok && ctx.Err() == nil {
 			return late.Because(err)
 		}
@@ -238,6 +237,23 @@ func (r *run) process(ctx context.Context) error {
 		return fmt.Errorf("result is %dx%d of %d bytes, planned %dx%d", r.result.Width, r.result.Height, r.result.Size, r.plan.Width, r.plan.Height)
 	}
 	return nil
+}
+
+// compute runs the tool on a thread of its own, at low priority: in the all-in-one process clients are answered meanwhile.
+func (r *run) compute(ctx context.Context, task engine.Task) error {
+	done := make(chan error, 1)
+	go func() {
+		engine.LowPriority()
+		defer func() {
+			if p := recover(); p != nil {
+				done <- fmt.Errorf("panic: %v\n%s", p, debug.Stack())
+			}
+		}()
+		var err error
+		r.result, err = r.order.Process(ctx, task)
+		done <- err
+	}()
+	return <-done
 }
 
 // timeLimit follows the work: no honest run needs ten times this on one slow core.

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"time"
@@ -32,7 +33,14 @@ import (
 
 type serveCommand struct{}
 
+// procsPerCPU is how many threads of the all-in-one process may run Go code for each processor. Those that compute have a low priority, so
+// with some to spare the kernel gives the processor to one that answers a client at once, where Go's own scheduler would let it wait.
+const procsPerCPU = 4
+
 func (serveCommand) Run(a *app) error {
+	if os.Getenv("GOMAXPROCS") == "" {
+		runtime.GOMAXPROCS(procsPerCPU * runtime.NumCPU())
+	}
 	return a.serve("serve", (*settings).check, roles{api: true, worker: true, migrate: true})
 }
 
@@ -347,7 +355,7 @@ func (p *parts) serveAPI(group *errgroup.Group, ending context.Context) error {
 		},
 		Limits: api.Limits{
 			ImageUploadBytes: s.MaxImageBytes, VideoUploadBytes: s.MaxVideoBytes, RatePerMinute: s.RateLimit,
-			MaxImage: s.MaxImageJobs, MaxVideo: s.MaxVideoJobs, ResultURLTTL: s.ResultURLLife,
+			MaxImage: s.MaxImageJobs, MaxVideo: s.MaxVideoJobs, ResultURLTTL: s.ResultURLLife, UploadTTL: s.UploadLife,
 		},
 		Geo: api.Geo{Header: s.GeoHeader, Countries: s.GeoBlocked}, Proxies: proxies,
 		PublicURL: p.public, Now: time.Now, Log: p.log.Named("api"), Version: version,

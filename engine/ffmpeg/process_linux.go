@@ -52,10 +52,15 @@ func (i isolation) attributes() *syscall.SysProcAttr {
 	return attr
 }
 
+// niceness of ffmpeg, in the kernel's steps of -20 to 19.
+const niceness = 10
+
 // limitProcess sets the limits that the kernel holds a child to. It is called right after the start: the little that the child
 // does before is loading its libraries. A limit that cannot be set leaves the other guards.
 func limitProcess(pid int, l Limits) {
 	for resource, most := range map[int]uint64{unix.RLIMIT_CORE: 0, unix.RLIMIT_FSIZE: l.FileBytes, unix.RLIMIT_DATA: l.MemoryBytes} {
 		_ = unix.Prlimit(pid, resource, &unix.Rlimit{Cur: most, Max: most}, nil)
 	}
+	// Clients and heartbeats go first. Set before ffmpeg starts its threads, which take it over.
+	_ = unix.Setpriority(unix.PRIO_PROCESS, pid, niceness)
 }

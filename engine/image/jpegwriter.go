@@ -7,7 +7,6 @@ import (
 	"io"
 	"math"
 	"math/bits"
-	"runtime"
 )
 
 // jpegWriter writes a baseline JPEG row by row. The standard library's encoder writes 4:2:0 only and wants the whole
@@ -154,7 +153,7 @@ func (j *jpegWriter) write(ctx context.Context, pixels []byte) error {
 	first := j.next / unit
 	coders := make([]*jpegCoder, lines)
 	// As many lines as there are processors are coded at a time, so that no more than those wait to be written.
-	step := runtime.GOMAXPROCS(0)
+	step := processors()
 	for from := 0; from < lines; from += step {
 		n := min(step, lines-from)
 		err := parallel(ctx, n, func(_, i int) error {

@@ -9,7 +9,6 @@ import (
 	"hash/crc32"
 	"io"
 	"math"
-	"runtime"
 
 	"github.com/klauspost/compress/flate"
 )
@@ -73,7 +72,7 @@ func newPNGWriter(w io.Writer, width, height int, deep, alpha, grey bool, dpi in
 		}
 	}
 	p.above = make([]byte, p.rowBytes())
-	p.packers = make([]pngPacker, runtime.GOMAXPROCS(0))
+	p.packers = make([]pngPacker, processors())
 	return p, nil
 }
 

@@ -11,6 +11,8 @@ import (
 	"sync/atomic"
 
 	"github.com/disintegration/imaging"
+
+	"enlarger/engine"
 )
 
 // raster is a decoded picture: upright, sRGB, four samples a pixel (red, green, blue, alpha, not premultiplied), each of
@@ -311,9 +313,12 @@ func (r *raster) orientBand(orientation, y, n, w int, band []byte) error {
 	return nil
 }
 
-// parallel runs work(worker, i) for i in [0, n) on all processors, and stops at the first error or when ctx is done.
+// processors is how many goroutines can compute at the same time: GOMAXPROCS may be larger than the machine.
+func processors() int { return min(runtime.GOMAXPROCS(0), runtime.NumCPU()) }
+
+// parallel runs work(worker, i) for i in [0, n) on all processors, at low priority, and stops at the first error or when ctx is done.
 func parallel(ctx context.Context, n int, work func(worker, i int) error) error {
-	workers := min(runtime.GOMAXPROCS(0), n)
+	workers := min(processors(), n)
 	if workers <= 1 {
 		for i := range n {
 			if err := ctx.Err(); err != nil {
@@ -331,6 +336,7 @@ func parallel(ctx context.Context, n int, work func(worker, i int) error) error 
 	var group sync.WaitGroup
 	for worker := range workers {
 		group.Go(func() {
+			engine.LowPriority()
 			defer func() {
 				if p := recover(); p != nil {
 					stop(fmt.Errorf("panic: %v", p))

@@ -3,7 +3,6 @@ package image
 import (
 	"context"
 	"fmt"
-	"runtime"
 
 	"enlarger/engine"
 )
@@ -85,7 +84,7 @@ func (o Options) enlarge(ctx context.Context, u *upscaler, source *picture, out 
 	stride := source.width * u.scale * bytesPerPixel(out.deep)
 	rows := bandRows(stride, height)
 	band := make([]byte, rows*stride)
-	tiles := make([]tile, runtime.GOMAXPROCS(0))
+	tiles := make([]tile, processors())
 	for y := 0; y < height; y += rows {
 		part := band[:min(rows, height-y)*stride]
 		if err := u.band(ctx, source.raster, y, part, out.deep, tiles); err != nil {
