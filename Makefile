@@ -11,7 +11,7 @@ export GOTOOLCHAIN ?= local
 
 .PHONY: help
 help: ## this list
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z][a-z-]*:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z][a-z-]*:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: deps
 deps: ## install what is missing to build, run and test (ffmpeg, gcc, PostgreSQL, Redis; apt, root or sudo)
@@ -33,6 +33,11 @@ test: ## format, vet, and every test with the race detector, against real server
 	@unformatted=$$(git ls-files -z '*.go' | xargs -0 -r gofmt -l); [ -z "$$unformatted" ] || { echo "not gofmt-formatted: $$unformatted" >&2; exit 1; }
 	go vet -race ./...
 	go test -race -timeout 14m ./...
+
+.PHONY: test-large
+test-large: ## a 2 GB video and a 200 MiB picture through a fleet, with its memory bounds (10 GB of disk, minutes)
+	@scripts/deps.sh test
+	ENLARGER_LARGE=1 go test -count=1 -timeout 30m -run TestLargeFiles -v ./cmd/enlarger
 
 .PHONY: lint
 lint: .deps/golangci-lint-$(GOLANGCI_LINT) ## golangci-lint at its pinned version, compiled into .deps on first use
