@@ -46,6 +46,7 @@ type settings struct {
 	MaxMegapixels int           `env:"ENLARGER_MAX_MEGAPIXELS" default:"200" help:"Largest image output in megapixels."`
 	FetchPrivate  []string      `env:"ENLARGER_FETCH_ALLOW" placeholder:"CIDR" help:"Networks that client URLs may lead to although they are private (for intranets and tests)."`
 	FetchPorts    []int         `env:"ENLARGER_FETCH_PORTS" placeholder:"PORT" help:"Ports that client URLs may name besides 80 and 443."`
+	UploadLife    time.Duration `env:"ENLARGER_UPLOAD_LIFE" default:"24h" help:"How long an upload may be put and used, 1s to 168h."`
 	KeepSources   time.Duration `env:"ENLARGER_KEEP_SOURCES" default:"24h" help:"How long a finished job's source is kept."`
 	GeoHeader     string        `env:"ENLARGER_GEO_HEADER" help:"Trusted proxy header that holds the client's country code."`
 	GeoBlocked    []string      `env:"ENLARGER_GEO_BLOCKED" help:"Country codes that are refused with geo_restricted."`
@@ -108,6 +109,10 @@ func (s *settings) check() error {
 	}
 	if s.Lease < 2*s.Heartbeat {
 		faults = append(faults, fmt.Errorf("ENLARGER_LEASE (%v) must be at least two heartbeats (ENLARGER_HEARTBEAT, %v)", s.Lease, s.Heartbeat))
+	}
+	const week = 7 * 24 * time.Hour // no signed URL lives longer
+	if s.UploadLife < time.Second || s.UploadLife > week {
+		faults = append(faults, fmt.Errorf("ENLARGER_UPLOAD_LIFE must be 1s to 168h"))
 	}
 	if s.JPEGQuality < 0 || s.JPEGQuality > 100 {
 		faults = append(faults, fmt.Errorf("ENLARGER_JPEG_QUALITY must be 1 to 100"))
