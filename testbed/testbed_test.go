@@ -247,8 +247,8 @@ func TestProxy(t *testing.T) {
 
 func TestProcess(t *testing.T) {
 	t.Parallel()
-	// The loop's body is a builtin's wait on a child, so the trap runs at once.
-	script := `echo "$GREETING $ENLARGER_KEPT"; trap 'exit 7' TERM; sleep 60 & wait`
+	// A trap runs at once during wait, but only after a command in the foreground.
+	script := `sleep 60 & trap "kill $!; exit 7" TERM; echo "$GREETING $ENLARGER_KEPT"; wait`
 	p := testbed.StartProgram(t, "script", "/bin/sh", map[string]string{"GREETING": "good", "ENLARGER_KEPT": "day"}, "-c", script)
 	testbed.Until(t, soon, "the greeting", func() bool { return p.Log() == "good day\n" })
 	if !p.Running() {
@@ -260,7 +260,7 @@ func TestProcess(t *testing.T) {
 	if p.Running() {
 		t.Error("still running after Stop")
 	}
-	q := testbed.StartProgram(t, "script", "/bin/sh", nil, "-c", "sleep 60 & wait")
+	q := testbed.StartProgram(t, "script", "/bin/sh", nil, "-c", "exec sleep 60")
 	q.Kill()
 	if code := q.Wait(t, soon); code != -1 {
 		t.Errorf("exit code %d after Kill, want -1", code)
