@@ -44,7 +44,7 @@ func startFleet(t *testing.T, apis int, settings map[string]string) *fleet {
 	check(t, err)
 	access, secret := embedded.Credentials()
 	f := &fleet{T: t, env: map[string]string{
-		"ENLARGER_DATABASE": testbed.PostgreSQL(t), "ENLARGER_REDIS": testbed.Redis(t).URL(),
+		"ENLARGER_REDIS":       testbed.Redis(t).URL(),
 		"ENLARGER_S3_ENDPOINT": endpoint, "ENLARGER_S3_REGION": "us-east-1", "ENLARGER_S3_BUCKET": "fleet",
 		"ENLARGER_S3_ACCESS_KEY": access, "ENLARGER_S3_SECRET_KEY": secret,
 		"ENLARGER_RATE_LIMIT": "1000000", "ENLARGER_MAX_IMAGE_JOBS": "1000", "ENLARGER_MAX_VIDEO_JOBS": "1000",
@@ -52,6 +52,9 @@ func startFleet(t *testing.T, apis int, settings map[string]string) *fleet {
 	}}
 	for name, value := range settings {
 		f.env[name] = value
+	}
+	if f.env["ENLARGER_DATABASE"] == "" {
+		f.env["ENLARGER_DATABASE"] = testbed.PostgreSQL(t)
 	}
 	f.cli("migrate")
 	for i := range apis {

@@ -26,6 +26,8 @@ type replayCommand struct {
 	LimitedKey   string        `placeholder:"KEY" help:"Key of an account with credits that may have one video job in flight."`
 	ThrottledKey string        `placeholder:"KEY" help:"Key of an account with at most 20 requests a minute."`
 	PrivateFetch string        `placeholder:"HOST:PORT" help:"Address to serve URL sources on. The server must be allowed to fetch from it: ENLARGER_FETCH_ALLOW=127.0.0.0/8 and ENLARGER_FETCH_PORTS=PORT."`
+	BrokenJob    string        `placeholder:"ID" help:"Id of a job of the key's account whose row you have made unreadable in the database."`
+	Needs        []string      `enum:"geo,short-uploads,short-timeouts,outage" placeholder:"NEED" help:"What the server was arranged for: geo, short-uploads, short-timeouts, outage. Only the cases that need it are run. See fixtures/README.md."`
 	Case         []string      `placeholder:"NAME" help:"Only these cases."`
 	Parallel     int           `default:"4" help:"Cases at the same time, 1 to 32."`
 	Timeout      time.Duration `default:"30m" help:"Longest time of the whole replay."`
@@ -45,10 +47,15 @@ func (c replayCommand) Run(a *app) error {
 	}
 	ctx, stop := context.WithTimeout(a.base, c.Timeout)
 	defer stop()
+	var arranged []fixtures.Need
+	for _, need := range c.Needs {
+		arranged = append(arranged, fixtures.Need(need))
+	}
 	// One line for each case, and one for the sums at the end.
 	lines := newReplayLines(a.stdout, len(cases)+1)
 	summary, err := fixtures.Replay(ctx, fixtures.Target{
 		BaseURL: c.URL, PrivateFetch: c.PrivateFetch, Media: files, Concurrency: c.Parallel, Keep: c.Keep,
+		Arranged: arranged, BrokenJob: c.BrokenJob,
 		Keys: map[fixtures.KeyKind]string{
 			fixtures.KeyMain: c.Key, fixtures.KeyPoor: c.PoorKey, fixtures.KeySuspended: c.SuspendedKey,
 			fixtures.KeyLimited: c.LimitedKey, fixtures.KeyThrottled: c.ThrottledKey,
