@@ -9,6 +9,9 @@ import (
 // keySizeMax is the protocol's limit of a key, in bytes.
 const keySizeMax = 1024
 
+// Prefixes start every key of ours. Whatever else lies in the bucket is somebody else's.
+func Prefixes() []string { return []string{"sources/", "uploads/", "results/"} }
+
 // SourceKey is where the worker keeps a job's input: sources/<job>. It has no extension, because the content decides.
 func SourceKey(jobID string) string { return "sources/" + jobID }
 

@@ -179,16 +179,25 @@ func (s *Sweeper) garbage(ctx context.Context) error {
 	return s.Jobs.Removed(ctx, objects)
 }
 
-// orphans removes objects that no row names: what was written by a process that died before its transaction. They must be older than
-// OrphansEvery, longer than any request or run takes from writing an object to naming it.
+// orphans removes objects of ours that no row names: what was written by a process that died before its transaction. They must be older
+// than OrphansEvery, longer than any request or run takes from writing an object to naming it.
 func (s *Sweeper) orphans(ctx context.Context) error {
 	if time.Now().Before(s.nextOrphans) {
 		return nil
 	}
 	s.nextOrphans = time.Now().Add(s.OrphansEvery)
+	for _, prefix := range storage.Prefixes() {
+		if err := s.orphansUnder(ctx, prefix); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *Sweeper) orphansUnder(ctx context.Context, prefix string) error {
 	after := ""
 	for ctx.Err() == nil {
-		objects, err := s.Storage.List(ctx, "", after, sweepRows)
+		objects, err := s.Storage.List(ctx, prefix, after, sweepRows)
 		if err != nil || len(objects) == 0 {
 			return err
 		}

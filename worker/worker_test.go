@@ -302,14 +302,17 @@ func TestOrphansAndExpiredSourcesAreRemoved(t *testing.T) {
 		orphan := storage.SourceKey(job.NewID())
 		_, err := r.storage.Put(r.ctx, orphan, strings.NewReader(randomText(10)), 10, "text/plain")
 		must(t, err)
+		const foreign = "backups/of-somebody-else"
+		_, err = r.storage.Put(r.ctx, foreign, strings.NewReader("x"), 1, "text/plain")
+		must(t, err)
 		s := r.sweeper()
 		s.KeepSources = time.Nanosecond
 		s.OrphansEvery = time.Nanosecond
-		testbed.Until(r, 20*time.Second, "only the result to be left", func() bool {
+		testbed.Until(r, 20*time.Second, "only the result and what is not ours to be left", func() bool {
 			r.expireGarbage()
 			s.Sweep(r.ctx)
 			objects, err := r.storage.List(r.ctx, "", "", 10)
-			return err == nil && len(objects) == 1 && objects[0].Key == j.ResultObject
+			return err == nil && len(objects) == 2 && objects[0].Key == foreign && objects[1].Key == j.ResultObject
 		})
 	})
 }
