@@ -118,14 +118,17 @@ func (f *fleet) cli(args ...string) string {
 	return p.Log()
 }
 
-// do sends a request to API process n and decodes its JSON answer.
-func (f *fleet) do(n int, method, path, contentType string, body io.Reader) (int, map[string]any) {
+// do sends a request to API process n, with more headers as name and value, and decodes its JSON answer.
+func (f *fleet) do(n int, method, path, contentType string, body io.Reader, more ...string) (int, map[string]any) {
 	n %= len(f.urls)
 	request, err := http.NewRequest(method, f.urls[n]+"/api/v1"+path, body)
 	if err != nil {
 		return 0, map[string]any{"error": err.Error()}
 	}
 	request.Header.Set("Authorization", "Bearer "+f.keys[n])
+	for i := 0; i+1 < len(more); i += 2 {
+		request.Header.Set(more[i], more[i+1])
+	}
 	if contentType != "" {
 		request.Header.Set("Content-Type", contentType)
 	}
@@ -142,7 +145,7 @@ func (f *fleet) do(n int, method, path, contentType string, body io.Reader) (int
 }
 
 // photo submits an image by multipart, file first.
-func (f *fleet) photo(n int, picture []byte, scale int) (string, error) {
+func (f *fleet) photo(n int, picture []byte, scale int, more ...string) (string, error) {
 	var body bytes.Buffer
 	form := multipart.NewWriter(&body)
 	part, err := form.CreateFormFile("image", "photo.jpg")
@@ -155,7 +158,7 @@ func (f *fleet) photo(n int, picture []byte, scale int) (string, error) {
 	form.WriteField("tool", "upscale")                            //nolint:errcheck // a buffer takes everything
 	form.WriteField("config", fmt.Sprintf(`{"scale":%d}`, scale)) //nolint:errcheck // as above
 	form.Close()
-	return accepted(f.do(n, "POST", "/jobs", form.FormDataContentType(), &body))
+	return accepted(f.do(n, "POST", "/jobs", form.FormDataContentType(), &body, more...))
 }
 
 func accepted(status int, answer map[string]any) (string, error) {
