@@ -406,7 +406,7 @@ func TestParallelCreateKey(t *testing.T) {
 	eachDB(t, func(t *testing.T, d *db.DB) {
 		ctx, s := t.Context(), NewStore(d)
 		a := create(t, s)
-		var made, secrets = atomic.Int64{}, sync.Map{}
+		made, secrets := atomic.Int64{}, sync.Map{}
 		var all sync.WaitGroup
 		for range 8 {
 			all.Go(func() {

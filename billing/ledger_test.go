@@ -350,8 +350,11 @@ func TestAuditFinds(t *testing.T) {
 			{"UPDATE entries SET account_id = 'acc_other' WHERE hold_id = CONF AND step = 'confirm'", []string{story}, "CONF"},
 			{"UPDATE entries SET account_id = 'acc_other' WHERE hold_id = RELE AND step = 'release'", []string{story}, "RELE"},
 			{"UPDATE entries SET used = used + 1 WHERE hold_id = CONF AND step = 'confirm'", []string{story}, "CONF"},
-			{"INSERT INTO entries (id, account_id, hold_id, step, posted, frozen, used, created_at) VALUES ('ent_twice' || ACC, ACC, CONF, 'release', 0, -300, 0, 1)",
-				[]string{story}, "CONF"},
+			{
+				"INSERT INTO entries (id, account_id, hold_id, step, posted, frozen, used, created_at) VALUES ('ent_twice' || ACC, ACC, CONF, 'release', 0, -300, 0, 1)",
+				[]string{story},
+				"CONF",
+			},
 			{"DELETE FROM holds WHERE job_id = CONF", []string{orphan}, "CONFENTRY"},
 		} {
 			a := newAccount(t, ctx, d, 5000)

@@ -348,8 +348,7 @@ func Unavailable(err error) bool {
 	if err == nil {
 		return false
 	}
-	var network net.Error
-	if errors.As(err, &network) {
+	if _, ok := errors.AsType[net.Error](err); ok {
 		return true
 	}
 	for _, gone := range []error{driver.ErrBadConn, sql.ErrConnDone, ErrUncertain, context.DeadlineExceeded, io.EOF, io.ErrUnexpectedEOF} {

@@ -41,10 +41,14 @@ func bench(limits Limits) *Catalog {
 			}
 			return nil
 		}}),
-		Define(Spec[everything]{Name: "video", Media: Video, Doc: "Everything.", Defaults: defaults, Size: double,
-			FPS: func(c everything, s Source) float64 { return c.FPS }}),
-		Define(Spec[struct{}]{Name: "plain", Media: Image, Doc: "Nothing.", Size: func(_ struct{}, s Source) (int, int) { return s.Width, s.Height },
-			Format: func(asked string) string { return map[string]string{"": "png"}[asked] + asked }}),
+		Define(Spec[everything]{
+			Name: "video", Media: Video, Doc: "Everything.", Defaults: defaults, Size: double,
+			FPS: func(c everything, s Source) float64 { return c.FPS },
+		}),
+		Define(Spec[struct{}]{
+			Name: "plain", Media: Image, Doc: "Nothing.", Size: func(_ struct{}, s Source) (int, int) { return s.Width, s.Height },
+			Format: func(asked string) string { return map[string]string{"": "png"}[asked] + asked },
+		}),
 	)
 }
 
@@ -142,8 +146,16 @@ func TestOutputFormat(t *testing.T) {
 	t.Parallel()
 	c := bench(DefaultLimits())
 	for _, f := range []struct{ tool, asked, want string }{
-		{"all", "", "jpg"}, {"all", "jpg", "jpg"}, {"all", "jpeg", "jpg"}, {"all", "png", "png"}, {"all", "webp", "webp"},
-		{"plain", "", "png"}, {"plain", "jpeg", "jpg"}, {"video", "", "mp4"}, {"video", "png", "mp4"}, {"video", "nonsense", "mp4"},
+		{"all", "", "jpg"},
+		{"all", "jpg", "jpg"},
+		{"all", "jpeg", "jpg"},
+		{"all", "png", "png"},
+		{"all", "webp", "webp"},
+		{"plain", "", "png"},
+		{"plain", "jpeg", "jpg"},
+		{"video", "", "mp4"},
+		{"video", "png", "mp4"},
+		{"video", "nonsense", "mp4"},
 	} {
 		o, err := c.Order(f.tool, json.RawMessage(`{"prompt":"a"}`), f.asked)
 		if err != nil || o.Format != f.want {
@@ -475,8 +487,12 @@ func TestSchemaIsTheParser(t *testing.T) {
 	schema := published(t, tool)
 	value := rapid.OneOf(
 		rapid.Custom(func(rt *rapid.T) any {
-			return rapid.SampledFrom([]any{2., 3., 4., 8., -3., -4., 10., 11., 0., 0.5, 0.49, 1., 120., 120.5, 4.5, true, false, "", " ", "anime", "comic", "a", "12345", "123456", "4",
-				"1234567890", "12345678901", "日本語", []any{}, map[string]any{}}).Draw(rt, "value")
+			return rapid.SampledFrom([]any{
+				2., 3., 4., 8., -3., -4., 10., 11., 0., 0.5, 0.49, 1., 120., 120.5, 4.5, true, false, "", " ", "anime", "comic", "a", "12345", "123456", "4",
+				"1234567890", "12345678901", "日本語",
+				[]any{},
+				map[string]any{},
+			}).Draw(rt, "value")
 		}),
 		rapid.Map(rapid.Float64Range(-200, 200), func(f float64) any { return f }),
 		rapid.Map(rapid.StringN(0, 12, -1), func(s string) any { return s }),
@@ -495,7 +511,7 @@ func TestSchemaIsTheParser(t *testing.T) {
 			rt.Fatal(err)
 		}
 		_, err = c.Order("video", text, "")
-		if ok := valid(schema, map[string]any(config)); ok != (err == nil) {
+		if ok := valid(schema, config); ok != (err == nil) {
 			rt.Fatalf("%s: the schema says %v, the parser %v", text, ok, err)
 		}
 	})

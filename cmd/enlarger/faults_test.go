@@ -2,8 +2,10 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"net/http"
 	"strings"
@@ -85,9 +87,7 @@ func startEmbedded(t *testing.T, settings map[string]string) *fleet {
 	f := &fleet{T: t, urls: []string{"http://" + address}, apis: make([]*testbed.Process, 1), env: map[string]string{
 		"ENLARGER_DATA": t.TempDir(), "ENLARGER_LISTEN": address, "ENLARGER_RATE_LIMIT": "1000000", "ENLARGER_MAX_IMAGE_JOBS": "1000",
 	}}
-	for name, value := range settings {
-		f.env[name] = value
-	}
+	maps.Copy(f.env, settings)
 	f.restart()
 	var account struct{ ID string }
 	f.decode(f.cli("account", "create", "--name", "embedded", "--credits", "10000", "--json"), &account)
@@ -118,7 +118,7 @@ func (f *fleet) fetch(id string) error {
 	defer response.Body.Close()
 	head, err := io.ReadAll(io.LimitReader(response.Body, 3))
 	if err != nil || response.StatusCode != http.StatusOK || string(head) != "\xff\xd8\xff" {
-		return fmt.Errorf("%s, %x, %v", response.Status, head, err)
+		return errors.Join(err, fmt.Errorf("%s beginning with %x", response.Status, head))
 	}
 	return nil
 }

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"mime/multipart"
 	"net/http"
@@ -50,9 +51,7 @@ func startFleet(t *testing.T, apis int, settings map[string]string) *fleet {
 		"ENLARGER_RATE_LIMIT": "1000000", "ENLARGER_MAX_IMAGE_JOBS": "1000", "ENLARGER_MAX_VIDEO_JOBS": "1000",
 		"ENLARGER_DATA": t.TempDir(),
 	}}
-	for name, value := range settings {
-		f.env[name] = value
-	}
+	maps.Copy(f.env, settings)
 	if f.env["ENLARGER_DATABASE"] == "" {
 		f.env["ENLARGER_DATABASE"] = testbed.PostgreSQL(t)
 	}
@@ -101,9 +100,7 @@ func (f *fleet) start(name string, more map[string]string, args ...string) *test
 	f.Helper()
 	env := map[string]string{}
 	for _, part := range []map[string]string{f.env, more} {
-		for key, value := range part {
-			env[key] = value
-		}
+		maps.Copy(env, part)
 	}
 	return testbed.Start(f.T, name, env, args...)
 }
@@ -240,9 +237,7 @@ func (f *fleet) auditClean() {
 func (f *fleet) worker(i int, more map[string]string) *testbed.Process {
 	f.Helper()
 	env := map[string]string{"ENLARGER_WORKER_NAME": fmt.Sprintf("worker%d", i)}
-	for key, value := range more {
-		env[key] = value
-	}
+	maps.Copy(env, more)
 	return f.start(fmt.Sprintf("worker%d", i), env, "worker")
 }
 
