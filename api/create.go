@@ -52,6 +52,11 @@ func (s *server) createJob(ctx context.Context, x *exchange, r *http.Request) (*
 	if err != nil {
 		return nil, err
 	}
+	for name := range r.URL.Query() {
+		if err := promise(name); err != nil {
+			return nil, err
+		}
+	}
 	c := &creation{server: s, x: x, id: job.NewID(), key: key}
 	kind, params, err := contentType(r)
 	switch {

@@ -105,7 +105,9 @@ func (f *form) take(ctx context.Context, part *multipart.Part) error {
 		most, known = maxConfigBytes, true
 	}
 	if !known {
-		f.wish.ignore(name)
+		if err := f.wish.ignore(name); err != nil {
+			return err
+		}
 		most = maxPartOverhead
 	}
 	text, err := io.ReadAll(io.LimitReader(part, int64(most)+1))

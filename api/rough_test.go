@@ -524,6 +524,20 @@ func TestManyFilesAtOnce(t *testing.T) {
 }
 
 // TestMain ends with a look at what is left running.
+// What would change what a job costs or does is refused and not ignored, wherever it stands.
+func TestUnbuiltPromisesAreRefused(t *testing.T) {
+	t.Parallel()
+	each(t, func(r *rig) {
+		const body = `{"tool":"upscale","image_url":"https://example.com/a.jpg"%s}`
+		for _, name := range []string{"dry_run", "max_credits", "wait", "webhook_url"} {
+			r.refused(r.postJSON("/api/v1/jobs?"+name+"=1", fmt.Sprintf(body, "")), 400, "invalid_parameter", "validation", name)
+			r.refused(r.postJSON("/api/v1/jobs", fmt.Sprintf(body, `,"`+name+`":1`)), 400, "invalid_parameter", "validation", name)
+			form := "--x\r\nContent-Disposition: form-data; name=" + name + "\r\n\r\n1\r\n--x--\r\n"
+			r.refused(r.send("POST", "/api/v1/jobs", strings.NewReader(form), "Content-Type", "multipart/form-data; boundary=x"), 400, "invalid_parameter", "validation", name)
+		}
+	})
+}
+
 func TestMain(m *testing.M) {
 	// A server that refuses a body waits half a second before it closes the connection, and ends by itself.
 	goleak.VerifyTestMain(m, goleak.IgnoreAnyFunction("net/http.(*conn).closeWriteAndWait"))

@@ -149,8 +149,7 @@ func (w *wish) setField(name string, fields object) error {
 	}
 	most, known := textFields()[name]
 	if !known {
-		w.ignore(name)
-		return nil
+		return w.ignore(name)
 	}
 	value, err := fields.text(name, most)
 	if err != nil {
@@ -188,13 +187,27 @@ func (w *wish) setText(name, value string) {
 	w.url = value
 }
 
-func (w *wish) ignore(name string) {
+// promise refuses a parameter that would change what a job costs or does if this server had it: to ignore it, as others are, would
+// charge a client that asked for a quote.
+func promise(name string) error {
+	switch name {
+	case "dry_run", "max_credits", "wait", "webhook_url":
+		return badParam(name, "is not available on this server. Leave it out.")
+	}
+	return nil
+}
+
+func (w *wish) ignore(name string) error {
+	if err := promise(name); err != nil {
+		return err
+	}
 	switch {
 	case len(w.warnings) < maxWarnings:
 		w.warnings = append(w.warnings, shown(name)+" is not a parameter of this request and was ignored.")
 	case len(w.warnings) == maxWarnings:
 		w.warnings = append(w.warnings, "~ More parameters were ignored.")
 	}
+	return nil
 }
 
 // plainConfig takes a config that is a JSON text inside a JSON string for what it holds.

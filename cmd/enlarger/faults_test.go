@@ -106,12 +106,7 @@ func (f *fleet) restart() {
 
 // fetch downloads a result without a look at the database.
 func (f *fleet) fetch(id string) error {
-	request, err := http.NewRequest(http.MethodGet, f.urls[0]+"/api/v1/jobs/"+id+"/result", nil)
-	if err != nil {
-		return err
-	}
-	request.Header.Set("Authorization", "Bearer "+f.keys[0])
-	response, err := http.DefaultClient.Do(request)
+	response, err := f.result(id)
 	if err != nil {
 		return err
 	}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -190,21 +191,26 @@ func (f *fleet) clip(n int, clip []byte, config string) (string, error) {
 	return accepted(f.do(n, "POST", "/jobs", "application/json", strings.NewReader(body)))
 }
 
-// download fetches a job's result the way the document says.
-func (f *fleet) download(id string) error {
+// result asks for a job's result the way the document says; curl -L carries the key along too.
+func (f *fleet) result(id string) (*http.Response, error) {
 	request, err := http.NewRequest(http.MethodGet, f.urls[0]+"/api/v1/jobs/"+id+"/result", nil)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	request.Header.Set("Authorization", "Bearer "+f.keys[0])
-	response, err := http.DefaultClient.Do(request)
+	return http.DefaultClient.Do(request)
+}
+
+// download fetches a job's result and holds its size against the row.
+func (f *fleet) download(id string) error {
+	response, err := f.result(id)
 	if err != nil {
 		return err
 	}
 	defer response.Body.Close()
 	n, err := io.Copy(io.Discard, response.Body)
 	if err != nil || response.StatusCode != http.StatusOK {
-		return fmt.Errorf("%s: %w", response.Status, err)
+		return errors.Join(err, errors.New(response.Status))
 	}
 	j, err := f.jobs.Get(context.Background(), f.account, id)
 	if err == nil && j.Result.Size != n {
