@@ -386,6 +386,11 @@ func (r *run) removeResult(ctx context.Context) {
 	}
 	ctx, stop := context.WithTimeout(ctx, 10*time.Second)
 	defer stop()
+	// When the answer to the last COMMIT was lost and the database stayed away, this run may have succeeded without knowing: then the row
+	// names the object, and it is the client's.
+	if named, err := r.Jobs.Referenced(ctx, r.object); err != nil || named {
+		return
+	}
 	if err := r.Storage.Delete(ctx, r.object); err != nil {
 		r.log.Warn("lost result not removed", zap.Error(err))
 	}

@@ -381,3 +381,27 @@ func TestLeasesOfTheLastProcessEnd(t *testing.T) {
 		}
 	})
 }
+
+// A run that succeeded without knowing, because the answer to its COMMIT was lost, must not take its own result away.
+func TestStaleRunKeepsAResultThatItsRowNames(t *testing.T) {
+	each(t, func(r *rig) {
+		stop := r.start(r.config("a"))
+		j := r.ends(r.submit(r.submission("copy", "3x2")), job.Succeeded, "")
+		stop()
+		w, err := New(r.config("b"))
+		must(t, err)
+		defer w.scratch.Close()
+		unknowing := &run{Worker: w, job: j, object: j.ResultObject, log: r.log}
+		must(t, unknowing.retry(r.ctx))
+		if got := r.object(j.ResultObject); got != "6x4" {
+			t.Errorf("result %q", got)
+		}
+		lost := &run{Worker: w, job: j, object: storage.ResultKey(j.ID, 99, "jpg"), log: r.log}
+		_, err = r.storage.Put(r.ctx, lost.object, strings.NewReader("x"), 1, "text/plain")
+		must(t, err)
+		must(t, lost.retry(r.ctx))
+		if _, err := r.storage.Head(r.ctx, lost.object); !errors.Is(err, storage.ErrNotFound) {
+			t.Errorf("a result that no row names: %v", err)
+		}
+	})
+}
