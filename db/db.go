@@ -332,9 +332,6 @@ func Code(err error) string {
 	return ""
 }
 
-// Unique says whether err is a violated unique constraint.
-func Unique(err error) bool { return Code(err) == "unique" }
-
 func retryable(err error) bool {
 	switch Code(err) {
 	case "40001", "40P01", "busy": // serialization failure, deadlock
