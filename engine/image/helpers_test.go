@@ -57,8 +57,9 @@ func runner(t testing.TB) *ffmpeg.Runner {
 	return r
 }
 
-// job is one run of upscale.
+// job is one run of a tool, upscale unless it is named.
 type job struct {
+	tool     string
 	options  Options
 	config   string
 	format   string
@@ -70,8 +71,11 @@ func (j job) order(t testing.TB) *engine.Order {
 	if j.config == "" {
 		j.config = "{}"
 	}
+	if j.tool == "" {
+		j.tool = "upscale"
+	}
 	catalog := engine.NewCatalog(engine.DefaultLimits(), Tools(j.options)...)
-	order, err := catalog.Order("upscale", json.RawMessage(j.config), j.format)
+	order, err := catalog.Order(j.tool, json.RawMessage(j.config), j.format)
 	if err != nil {
 		t.Fatal(err)
 	}
