@@ -1,0 +1,136 @@
+"""python3 -m training.train NAME: trains one recipe, resumes it when it was interrupted, keeps the best weights.
+
+Everything goes to RUNS/NAME: log.jsonl (the learning curve), last.pt (to resume from), best.pt (highest score on pictures
+held out from the training set) and snapshots by time. The learning rate follows the number of steps, or, with --hours, the
+time spent training, which a busy machine needs; only the former repeats exactly.
+"""
+
+import argparse
+import json
+import math
+import os
+import time
+
+import numpy as np
+import torch
+
+from training import images, nets, recipes, tasks
+
+RUNS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "runs")
+
+
+def learning_rate(recipe, step, progress):
+    warm = min(1.0, (step + 1) / 500)
+    return recipe.rate * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0))))
+
+
+def save(path, value):
+    torch.save(value, path + ".new")
+    os.replace(path + ".new", path)
+
+
+def start_from(net, path):
+    """Copies the weights of another run whose names and shapes fit."""
+    weights = torch.load(path, map_location="cpu")["net"]
+    own = net.state_dict()
+    net.load_state_dict({**own, **{k: v for k, v in weights.items() if k in own and own[k].shape == v.shape}})
+
+
+class Training:
+    def __init__(self, name, recipe, folder, out, hours=0.0, device="cpu"):
+        self.name, self.recipe, self.hours, self.device = name, recipe, hours, device
+        self.folder = os.path.join(out, name)
+        os.makedirs(self.folder, exist_ok=True)
+        torch.manual_seed(recipe.seed)
+        self.task = getattr(tasks, recipe.task)(recipe, folder, os.path.join(out, "cache"))
+        self.net = self.task.net().to(device).to(memory_format=torch.channels_last)
+        self.optimizer = torch.optim.Adam(self.net.parameters(), recipe.rate)
+        self.random = np.random.default_rng(recipe.seed)
+        self.step, self.elapsed, self.best = 0, 0.0, -math.inf
+        last = os.path.join(self.folder, "last.pt")
+        if os.path.exists(last):
+            self._resume(torch.load(last, map_location=device))
+        elif recipe.start:
+            start_from(self.net, os.path.join(out, recipe.start, "best.pt"))
+
+    def _resume(self, state):
+        self.net.load_state_dict(state["net"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.random.bit_generator.state = state["random"]
+        self.step, self.elapsed, self.best = state["step"], state["elapsed"], state["best"]
+
+    def progress(self):
+        return self.elapsed / (self.hours * 3600) if self.hours else self.step / self.recipe.steps
+
+    def one_step(self):
+        progress = self.progress()
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.recipe, self.step, progress)
+        given, wanted = (t.to(self.device) for t in self.task.batch(self.random))
+        error = self.net(given.contiguous(memory_format=torch.channels_last)) - wanted
+        loss = (error**2).mean() if progress >= self.recipe.square else error.abs().mean()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        # A rare bad batch must not undo hours: the gradient's length is bounded.
+        torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
+        self.optimizer.step()
+        self.step += 1
+        return loss.item()
+
+    def check(self, loss, began):
+        """Scores, logs and saves."""
+        score = self.task.validate(nets.plain(self.net))
+        line = dict(step=self.step, seconds=round(self.elapsed), loss=round(loss, 6), score=round(score, 4), progress=round(self.progress(), 4))
+        with open(os.path.join(self.folder, "log.jsonl"), "a") as f:
+            f.write(json.dumps(line) + "\n")
+        print(line, f"{self.step / max(self.elapsed, 1):.1f} steps/s", flush=True)
+        state = dict(net=self.net.state_dict(), step=self.step, elapsed=self.elapsed, score=score, recipe=self.name)
+        if score > self.best:
+            self.best = score
+            save(os.path.join(self.folder, "best.pt"), state)
+        full = dict(state, optimizer=self.optimizer.state_dict(), random=self.random.bit_generator.state, best=self.best)
+        save(os.path.join(self.folder, "last.pt"), full)
+        if began:
+            save(os.path.join(self.folder, f"at-{int(self.elapsed):06d}s.pt"), state)
+        return score
+
+    def run(self, every=120.0):
+        """Trains until the schedule ends; every: seconds between checks."""
+        mean, due, snapshot = 0.0, self.elapsed + every, self.elapsed
+        clock = time.monotonic()
+        while self.progress() < 1.0:
+            loss = self.one_step()
+            mean = loss if mean == 0.0 else 0.99 * mean + 0.01 * loss
+            now = time.monotonic()
+            self.elapsed, clock = self.elapsed + now - clock, now
+            if self.elapsed >= due:
+                due = self.elapsed + every
+                keep = self.elapsed - snapshot >= 600
+                snapshot = self.elapsed if keep else snapshot
+                self.check(mean, keep)
+        return self.check(mean, True)
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="python3 -m training.train", description=__doc__)
+    parser.add_argument("name", choices=sorted(recipes.RECIPES))
+    parser.add_argument("--data", help="the folder with train/ (default: the nearest shared/data)")
+    parser.add_argument("--out", default=RUNS)
+    parser.add_argument("--hours", type=float, default=0.0, help="let the schedule follow the clock")
+    parser.add_argument("--threads", type=int, default=1, help="one thread per training is the fastest use of a shared CPU")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--every", type=float, default=120.0, help="seconds between checks")
+    parser.add_argument("--set", action="append", default=[], metavar="FIELD=NUMBER", help="change a field of the recipe")
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    recipe = recipes.RECIPES[given.name]
+    for change in given.set:
+        field, value = change.split("=", 1)
+        recipe = recipes.dataclasses.replace(recipe, **{field: type(getattr(recipe, field))(value)})
+    training = Training(given.name, recipe, images.data_folder(given.data), given.out, given.hours, given.device)
+    print(given.name, nets.parameters(training.net), "parameters", recipe, flush=True)
+    training.run(given.every)
+
+
+if __name__ == "__main__":
+    main()
