@@ -8,10 +8,26 @@ import (
 	"time"
 )
 
+// Tap reads one connection of a Proxy. Each method sees a piece of a stream before it is passed on and decides about it; the two
+// streams of a connection call from two goroutines. A method that blocks holds its stream up.
+type Tap interface {
+	ToServer(piece []byte) Verdict
+	ToClient(piece []byte) Verdict
+}
+
+// Verdict says what becomes of a piece. The zero value lets it pass.
+type Verdict struct {
+	// Cut resets the connection instead.
+	Cut bool
+	// Answer goes back to where the piece came from, which is then not passed on.
+	Answer []byte
+}
+
 // Proxy passes TCP connections on to a target and breaks them on request.
 type Proxy struct {
 	listener net.Listener
 	target   string
+	tap      func() Tap
 	done     chan struct{}
 	running  sync.WaitGroup
 
@@ -28,13 +44,19 @@ type Proxy struct {
 // NewProxy listens on a loopback port and passes connections on to target (host:port).
 func NewProxy(t T, target string) *Proxy {
 	t.Helper()
+	return NewTappedProxy(t, target, nil)
+}
+
+// NewTappedProxy is NewProxy with a Tap on each connection, made by tap.
+func NewTappedProxy(t T, target string, tap func() Tap) *Proxy {
+	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatalf("proxy: %v", err)
 	}
 	flowing := make(chan struct{})
 	close(flowing)
-	p := &Proxy{listener: l, target: target, done: make(chan struct{}), conns: map[net.Conn]struct{}{}, stalled: flowing, left: -1}
+	p := &Proxy{listener: l, target: target, tap: tap, done: make(chan struct{}), conns: map[net.Conn]struct{}{}, stalled: flowing, left: -1}
 	p.running.Add(1)
 	go p.accept()
 	t.Cleanup(func() {
@@ -122,14 +144,20 @@ func (p *Proxy) serve(client net.Conn) {
 		return
 	}
 	defer p.drop(server)
+	pass := func([]byte) Verdict { return Verdict{} }
+	toServer, toClient := pass, pass
+	if p.tap != nil {
+		tap := p.tap()
+		toServer, toClient = tap.ToServer, tap.ToClient
+	}
 	var both sync.WaitGroup
-	both.Go(func() { p.pass(server, client) })
-	both.Go(func() { p.pass(client, server) })
+	both.Go(func() { p.pass(server, client, toServer) })
+	both.Go(func() { p.pass(client, server, toClient) })
 	both.Wait()
 }
 
 // pass copies one direction. Its end is passed on as a half-close, so that a protocol which relies on one keeps working.
-func (p *Proxy) pass(to, from net.Conn) {
+func (p *Proxy) pass(to, from net.Conn, tap func([]byte) Verdict) {
 	buffer := make([]byte, 32<<10)
 	for {
 		n, err := from.Read(buffer)
@@ -137,7 +165,17 @@ func (p *Proxy) pass(to, from net.Conn) {
 			if !p.hold(int64(n)) {
 				return
 			}
-			if _, err := to.Write(buffer[:n]); err != nil {
+			verdict := tap(buffer[:n])
+			if verdict.Cut {
+				abort(from)
+				abort(to)
+				return
+			}
+			onto, piece := to, buffer[:n]
+			if verdict.Answer != nil {
+				onto, piece = from, verdict.Answer
+			}
+			if _, err := onto.Write(piece); err != nil {
 				abort(from)
 				return
 			}

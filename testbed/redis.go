@@ -14,7 +14,7 @@ import (
 	"time"
 )
 
-// RedisServer is a Redis server of one test's own. It keeps nothing on disk: a restart empties it.
+// RedisServer is a Redis server of one test's own. It keeps nothing on disk but what Snapshot says: a restart empties it.
 type RedisServer struct {
 	program, dir, addr string
 
@@ -60,6 +60,38 @@ func (s *RedisServer) Kill() {
 	defer s.mu.Unlock()
 	if s.child != nil {
 		s.child.stop(syscall.SIGKILL)
+	}
+}
+
+// snapshotName is the file that Redis reads when it starts.
+const snapshotName = "dump.rdb"
+
+// Snapshot gives everything that the server holds now, for Restore.
+func (s *RedisServer) Snapshot(t T) []byte {
+	t.Helper()
+	path := filepath.Join(s.dir, snapshotName)
+	defer func() { _ = os.Remove(path) }()
+	if err := s.say(context.Background(), "SAVE", "+OK"); err != nil {
+		t.Fatalf("snapshot of Redis: %v", err)
+	}
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatalf("snapshot of Redis: %v", err)
+	}
+	return data
+}
+
+// Restore kills the server and starts it again with what a Snapshot held.
+func (s *RedisServer) Restore(t T, snapshot []byte) {
+	t.Helper()
+	s.Kill()
+	path := filepath.Join(s.dir, snapshotName)
+	if err := os.WriteFile(path, snapshot, 0o600); err != nil {
+		t.Fatalf("restore Redis: %v", err)
+	}
+	defer func() { _ = os.Remove(path) }()
+	if err := s.start(); err != nil {
+		t.Fatalf("restore Redis: %v", err)
 	}
 }
 
