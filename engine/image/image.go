@@ -12,6 +12,7 @@ import (
 
 	"enlarger/engine"
 	"enlarger/engine/ffmpeg"
+	"enlarger/engine/neural"
 )
 
 // Options are what an operator chooses. The zero value works.
@@ -19,6 +20,8 @@ type Options struct {
 	// FFmpeg decodes AVIF and what is too big to decode in this process's memory, and encodes big WebP. Without it AVIF is
 	// refused, and memory follows the size of the picture.
 	FFmpeg *ffmpeg.Runner
+	// Neural runs the models; without it every tool uses its classical method.
+	Neural *neural.Runtime
 	// JPEGQuality and WebPQuality are 1 to 100; by default 92 and 90. A JPEG of quality 90 and more keeps colour at full resolution.
 	JPEGQuality, WebPQuality int
 	// SourcePixels is the most pixels of a source image, over all that its header claims; by default 200 million.
@@ -49,6 +52,7 @@ func Tools(o Options) []engine.Tool {
 	o = o.withDefaults()
 	return []engine.Tool{
 		upscaleTool(o),
+		cartoonizeTool(o),
 	}
 }
 
