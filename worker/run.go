@@ -46,6 +46,9 @@ type run struct {
 	progress atomic.Int64
 	kick     chan struct{}
 	cancel   context.CancelCauseFunc
+
+	// ending says how the run ended, for the metrics.
+	ending string
 }
 
 // carry brings a claimed job to its end, or gives it back. The error is for asynq: the outcome could not be recorded.
@@ -70,8 +73,10 @@ func (w *Worker) carry(j job.Job) error {
 	var heart sync.WaitGroup
 	heart.Go(func() { r.beat(ctx) })
 	started := time.Now()
+	ended := w.Metrics.claimed(j)
 	err := r.steps(ctx)
 	outcome := r.settle(ctx, err)
+	ended(r.ending)
 	cancel(nil)
 	heart.Wait()
 	r.log.Info("run ended", zap.Duration("took", time.Since(started)), zap.NamedError("why", err), zap.NamedError("unrecorded", outcome))
@@ -92,10 +97,15 @@ func (r *run) steps(ctx context.Context) (err error) {
 	if r.order, err = r.Catalog.Restore(r.job.Tool, r.job.Config, r.job.Format); err != nil {
 		return err
 	}
-	for _, step := range []func(context.Context) error{r.upload, r.sync, r.reserve, r.process, r.store, r.finish} {
-		if err := step(ctx); err != nil {
+	for _, step := range []struct {
+		name string
+		do   func(context.Context) error
+	}{{"upload", r.upload}, {"sync", r.sync}, {"reserve", r.reserve}, {"process", r.process}, {"store", r.store}, {"finish", r.finish}} {
+		began := time.Now()
+		if err := step.do(ctx); err != nil {
 			return err
 		}
+		r.Metrics.step(r.job.Tool, step.name, time.Since(began))
 	}
 	return nil
 }
@@ -310,15 +320,18 @@ func (r *run) finish(ctx context.Context) error {
 
 // settle records why a run ended early. It returns an error when that was not possible; the lease then ends by itself.
 func (r *run) settle(ctx context.Context, err error) error {
+	r.ending = endSucceeded
 	if err == nil {
 		return nil
 	}
+	r.ending = endFailed
 	var failure *engine.Failure
 	cause := context.Cause(ctx)
 	// What must be written must outlive the run's own context; record has its own time limit.
 	detached := context.WithoutCancel(ctx)
 	switch {
 	case errors.Is(err, job.ErrStale) || errors.Is(cause, errStale):
+		r.ending = endLost
 		r.removeResult(detached)
 		return nil
 	case errors.Is(cause, errYield):
@@ -339,13 +352,18 @@ func (r *run) settle(ctx context.Context, err error) error {
 // ended turns "someone else has it" into nothing to do.
 func (r *run) ended(ctx context.Context, err error) error {
 	if errors.Is(err, job.ErrStale) {
+		r.ending = endLost
 		r.removeResult(ctx)
 		return nil
+	}
+	if err != nil {
+		r.ending = endUnrecorded
 	}
 	return err
 }
 
 func (r *run) yield(ctx context.Context) error {
+	r.ending = endYielded
 	var dispatch int64
 	err := r.record(ctx, func(ctx context.Context) (err error) {
 		dispatch, err = r.Jobs.Yield(ctx, r.job.ID, r.job.Fence)
@@ -373,7 +391,9 @@ func (r *run) retry(ctx context.Context) error {
 		return r.ended(ctx, err)
 	}
 	r.removeResult(ctx)
+	r.ending = endRetried
 	if final {
+		r.ending = endGaveUp
 		return nil
 	}
 	return r.dispatcher.DispatchIn(ctx, r.job.ID, r.job.Media, dispatch, delay)
@@ -508,6 +528,7 @@ func (r *run) beat(ctx context.Context) {
 		case err == nil:
 			last, told = time.Now(), progress
 		case ctx.Err() == nil:
+			r.Metrics.heartbeatFailed()
 			r.log.Warn("heartbeat failed", zap.Error(err))
 			if time.Since(last) > 30*r.Lease {
 				r.cancel(errStale)

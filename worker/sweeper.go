@@ -20,6 +20,8 @@ type Sweeper struct {
 	Storage    *storage.Store
 	Dispatcher *Dispatcher
 	Log        *zap.Logger
+	// Metrics may be nil.
+	Metrics *Metrics
 	// Every (5 s) is the time between sweeps, and how long a wake-up may be quiet before it is looked after.
 	Every time.Duration
 	// Budget (3) is the number of failed runs after which a job fails for good.
@@ -86,6 +88,7 @@ func (s *Sweeper) lostRuns(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		s.Metrics.leaseLost()
 		s.Log.Warn("lease ended", zap.String("job_id", l.ID), zap.Int64("fence", l.Fence), zap.String("worker", l.Worker), zap.Bool("given_up", final))
 		if final {
 			continue
@@ -119,6 +122,7 @@ func (s *Sweeper) waitingJobs(ctx context.Context) error {
 			return err
 		}
 		if repaired > 0 {
+			s.Metrics.wakeUpsRepaired(repaired)
 			s.Log.Info("wake-ups sent again", zap.Int("jobs", repaired))
 		}
 		if repaired == 0 || len(jobs) < sweepWaiting {
@@ -213,6 +217,7 @@ func (s *Sweeper) orphansUnder(ctx context.Context, prefix string) error {
 			if named {
 				continue
 			}
+			s.Metrics.orphanRemoved()
 			s.Log.Info("orphan removed", zap.String("object", o.Key))
 			if err := s.Storage.Delete(ctx, o.Key); err != nil {
 				return err

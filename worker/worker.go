@@ -36,6 +36,8 @@ type Config struct {
 	Fetcher *storage.Fetcher
 	Redis   redis.UniversalClient
 	Log     *zap.Logger
+	// Metrics may be nil.
+	Metrics *Metrics
 
 	// Scratch is a directory for the local files of runs. It may be shared by processes of one machine.
 	Scratch string
@@ -213,6 +215,7 @@ func (w *Worker) handle(ctx context.Context, task *asynq.Task) error {
 
 	j, err := w.Jobs.Claim(w.base, id, w.Name, w.Lease)
 	if errors.Is(err, job.ErrStale) {
+		w.Metrics.duplicate()
 		return nil
 	}
 	if err != nil {
