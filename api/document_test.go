@@ -328,7 +328,7 @@ func lifecycle() []promise {
 			r.has(r.get("/api/v1/jobs/"+id).json, map[string]any{"status": "processing", "phase": "uploading", "progress": 0})
 			must(r, r.jobs.SourceStored(r.ctx, id, j.Fence, 99))
 			r.has(r.get("/api/v1/jobs/"+id).json, map[string]any{"status": "processing", "phase": "syncing", "progress": 0})
-			_, err := r.jobs.Reserve(r.ctx, id, j.Fence, 5000)
+			_, err := r.jobs.Reserve(r.ctx, j, 5000)
 			must(r, err)
 			r.has(r.get("/api/v1/jobs/"+id).json, map[string]any{"status": "processing", "phase": "processing", "progress": 0})
 			must(r, r.jobs.Heartbeat(r.ctx, id, j.Fence, job.PhaseProcessing, 42, lease))

@@ -450,7 +450,7 @@ func (r *rig) reserved(id string, price billing.Millicredits) job.Job {
 	r.Helper()
 	j := r.claimed(id)
 	must(r, r.jobs.SourceStored(r.ctx, id, j.Fence, 1234))
-	_, err := r.jobs.Reserve(r.ctx, id, j.Fence, price)
+	_, err := r.jobs.Reserve(r.ctx, j, price)
 	must(r, err)
 	return j
 }
@@ -462,7 +462,7 @@ func (r *rig) succeeded(id string, content string, out engine.Output) job.Job {
 	object := storage.ResultKey(id, j.Fence, j.Format)
 	_, err := r.storage.Put(r.ctx, object, strings.NewReader(content), int64(len(content)), engine.Plan{Format: j.Format}.ContentType())
 	must(r, err)
-	must(r, r.jobs.Succeed(r.ctx, id, j.Fence, object, out, nil))
+	must(r, r.jobs.Succeed(r.ctx, j, object, out, nil))
 	return j
 }
 

@@ -395,7 +395,7 @@ func TestCancelAgainstFinish(t *testing.T) {
 				}
 			})
 			both.Go(func() {
-				finished = r.jobs.Succeed(r.ctx, id, j.Fence, "results/x", engine.Output{Width: 1, Height: 1, Size: 1}, nil)
+				finished = r.jobs.Succeed(r.ctx, j, "results/x", engine.Output{Width: 1, Height: 1, Size: 1}, nil)
 			})
 			both.Wait()
 			status := r.get("/api/v1/jobs/" + id).json["status"]

@@ -3,6 +3,7 @@ package billing
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -68,17 +69,30 @@ func newAccount(t interface{ Fatal(...any) }, ctx context.Context, d *db.DB, cre
 }
 
 func reserve(ctx context.Context, d *db.DB, job, account string, amount Millicredits) (held Millicredits, err error) {
+	err = d.Batch(ctx, Reserving(job, account, amount)...)
+	if !errors.Is(err, ErrHeld) {
+		return amount, err
+	}
 	err = d.InTx(ctx, func(tx *sql.Tx) error {
-		held, err = Reserve(ctx, tx, job, account, amount)
+		held, err = Held(ctx, tx, job)
 		return err
 	})
 	return held, err
 }
 
-// end is Confirm or Release in a transaction of its own.
-func end(ctx context.Context, d *db.DB, job string, how func(context.Context, *sql.Tx, string) (Millicredits, error)) (moved Millicredits, err error) {
+// confirm charges a job's hold, and returns its amount.
+func confirm(ctx context.Context, d *db.DB, job string) (moved Millicredits, err error) {
+	if err := d.Batch(ctx, Confirming(job, "active_image = active_image")...); err != nil {
+		return 0, err
+	}
+	err = d.QueryRowContext(ctx, "SELECT amount FROM holds WHERE job_id = $1", job).Scan(&moved)
+	return moved, err
+}
+
+// release gives a job's hold back.
+func release(ctx context.Context, d *db.DB, job string) (moved Millicredits, err error) {
 	err = d.InTx(ctx, func(tx *sql.Tx) error {
-		moved, err = how(ctx, tx, job)
+		moved, err = Release(ctx, tx, job)
 		return err
 	})
 	return moved, err

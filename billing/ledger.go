@@ -17,7 +17,10 @@ var ErrInsufficient = errors.New("insufficient credits")
 // ErrHoldEnded means that the job's hold was confirmed or released already: the caller lost a race it should have been fenced from.
 var ErrHoldEnded = errors.New("the hold has ended")
 
-// Ledger reads and grants credits. The steps of a job (Reserve, Confirm, Release) are functions on the job's own transaction.
+// ErrHeld means that the job holds credits already, from an earlier run.
+var ErrHeld = errors.New("the job holds credits already")
+
+// Ledger reads and grants credits. The steps of a job (Reserving, Confirming, Release) run in the job's own transaction.
 type Ledger struct {
 	db *db.DB
 }
@@ -94,29 +97,25 @@ func sameGrant(ctx context.Context, tx *sql.Tx, accountID string, amount Millicr
 	return nil
 }
 
-// Reserve freezes the amount for the job and returns the amount held. A job that holds credits already keeps that hold
-// and its amount: the first measured price stays. It returns ErrInsufficient or ErrHoldEnded.
-func Reserve(ctx context.Context, tx *sql.Tx, jobID, accountID string, amount Millicredits) (Millicredits, error) {
-	result, err := tx.ExecContext(ctx, `INSERT INTO holds (job_id, account_id, amount, state, created_at) VALUES ($1, $2, $3, 'held', now_micros())
-		ON CONFLICT (job_id) DO NOTHING`, jobID, accountID, amount)
-	if err != nil {
-		return 0, fmt.Errorf("insert hold: %w", err)
+// Reserving are the steps that freeze the amount for a job of the account, once its own row has been locked by an earlier step.
+// Errors: ErrInsufficient, and ErrHeld when the job holds credits already.
+func Reserving(jobID, accountID string, amount Millicredits) []db.Step {
+	return []db.Step{
+		{What: "insert hold", None: ErrHeld, Args: []any{jobID, accountID, amount}, SQL: `INSERT INTO holds (job_id, account_id, amount, state, created_at)
+			VALUES ($1, $2, $3, 'held', now_micros()) ON CONFLICT (job_id) DO NOTHING`},
+		entry{account: accountID, hold: jobID, step: "reserve", frozen: amount}.adding(ErrHoldEnded),
+		{What: "freeze credits", None: ErrInsufficient, Args: []any{accountID, amount},
+			SQL: `UPDATE accounts SET frozen = frozen + $2 WHERE id = $1 AND posted - frozen >= $2`},
 	}
-	if n, err := result.RowsAffected(); err != nil || n == 0 {
-		held, state, err2 := readHold(ctx, tx, jobID)
-		if err := errors.Join(err, err2); err != nil {
-			return 0, err
-		}
-		if state != "held" {
-			return 0, ErrHoldEnded
-		}
-		return held, nil
+}
+
+// Held reads the amount of a job's open hold: a job that runs again keeps it, and its first measured price with it. ErrHoldEnded when it is
+// open no more.
+func Held(ctx context.Context, tx *sql.Tx, jobID string) (Millicredits, error) {
+	amount, state, err := readHold(ctx, tx, jobID)
+	if err == nil && state != "held" {
+		err = ErrHoldEnded
 	}
-	if _, err := addEntry(ctx, tx, entry{account: accountID, hold: jobID, step: "reserve", frozen: amount}); err != nil {
-		return 0, err
-	}
-	err = changeOne(ctx, tx, ErrInsufficient,
-		`UPDATE accounts SET frozen = frozen + $2 WHERE id = $1 AND posted - frozen >= $2`, accountID, amount)
 	return amount, err
 }
 
@@ -131,50 +130,39 @@ func readHold(ctx context.Context, tx *sql.Tx, jobID string) (amount Millicredit
 	return amount, state, nil
 }
 
-// Confirm turns the job's hold into a charge. ErrHoldEnded when there is no open hold.
-func Confirm(ctx context.Context, tx *sql.Tx, jobID string) (Millicredits, error) {
-	account, amount, err := endHold(ctx, tx, jobID, "confirmed")
-	if err != nil {
-		return 0, err
+// Confirming are the steps that turn the job's hold into a charge: ErrHoldEnded when there is no open hold. also is one more assignment to the
+// account's row, which is written anyway, such as "active_image = active_image - 1".
+func Confirming(jobID, also string) []db.Step {
+	return []db.Step{
+		{What: "end hold", None: ErrHoldEnded, Args: []any{jobID},
+			SQL: `UPDATE holds SET state = 'confirmed', ended_at = now_micros() WHERE job_id = $1 AND state = 'held'`},
+		{What: "insert confirm entry", None: ErrHoldEnded, Args: []any{newEntryID(), jobID}, SQL: `INSERT INTO entries (id, account_id, hold_id, step, posted, frozen, used, created_at)
+			SELECT $1, account_id, job_id, 'confirm', -amount, -amount, amount, now_micros() FROM holds WHERE job_id = $2 ON CONFLICT (hold_id, step) DO NOTHING`},
+		{What: "charge account", None: ErrHoldEnded, Args: []any{jobID}, SQL: `UPDATE accounts
+			SET posted = posted - h.amount, frozen = frozen - h.amount, used = used + h.amount, ` + also + ` FROM holds h WHERE h.job_id = $1 AND accounts.id = h.account_id`},
 	}
-	if _, err := addEntry(ctx, tx, entry{account: account, hold: jobID, step: "confirm", posted: -amount, frozen: -amount, used: amount}); err != nil {
-		return 0, err
-	}
-	return amount, changeOne(ctx, tx, ErrHoldEnded,
-		`UPDATE accounts SET posted = posted - $2, frozen = frozen - $2, used = used + $2 WHERE id = $1`, account, amount)
 }
 
 // Release gives the job's frozen credits back. A job that holds nothing, or whose hold was released already, is no error:
 // 0 is released.
 func Release(ctx context.Context, tx *sql.Tx, jobID string) (Millicredits, error) {
-	account, amount, err := endHold(ctx, tx, jobID, "released")
-	if errors.Is(err, ErrHoldEnded) {
+	var account string
+	var amount Millicredits
+	err := tx.QueryRowContext(ctx, `UPDATE holds SET state = 'released', ended_at = now_micros() WHERE job_id = $1 AND state = 'held'
+		RETURNING account_id, amount`, jobID).Scan(&account, &amount)
+	if errors.Is(err, sql.ErrNoRows) {
 		if _, state, err := readHold(ctx, tx, jobID); err != nil || state == "confirmed" {
 			return 0, errors.Join(err, ErrHoldEnded)
 		}
 		return 0, nil
 	}
 	if err != nil {
-		return 0, err
+		return 0, fmt.Errorf("end hold: %w", err)
 	}
 	if _, err := addEntry(ctx, tx, entry{account: account, hold: jobID, step: "release", frozen: -amount}); err != nil {
 		return 0, err
 	}
 	return amount, changeOne(ctx, tx, ErrHoldEnded, `UPDATE accounts SET frozen = frozen - $2 WHERE id = $1`, account, amount)
-}
-
-// endHold moves an open hold to its last state: the conditional UPDATE is what lets it happen once.
-func endHold(ctx context.Context, tx *sql.Tx, jobID, state string) (account string, amount Millicredits, err error) {
-	err = tx.QueryRowContext(ctx,
-		`UPDATE holds SET state = $2, ended_at = now_micros() WHERE job_id = $1 AND state = 'held' RETURNING account_id, amount`,
-		jobID, state).Scan(&account, &amount)
-	if errors.Is(err, sql.ErrNoRows) {
-		return "", 0, ErrHoldEnded
-	}
-	if err != nil {
-		return "", 0, fmt.Errorf("end hold: %w", err)
-	}
-	return account, amount, nil
 }
 
 type entry struct {
@@ -183,23 +171,23 @@ type entry struct {
 	note                 string
 }
 
+// adding is the step that writes one line of the ledger; none when the hold has that line already.
+func (e entry) adding(none error) db.Step {
+	return db.Step{What: "insert " + e.step + " entry", None: none, SQL: `INSERT INTO entries (id, account_id, hold_id, step, posted, frozen, used, note, created_at)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, now_micros()) ON CONFLICT (hold_id, step) DO NOTHING`,
+		Args: []any{newEntryID(), e.account, e.hold, e.step, e.posted, e.frozen, e.used, e.note}}
+}
+
 // addEntry writes one line of the ledger; false when the hold has that step already.
 func addEntry(ctx context.Context, tx *sql.Tx, e entry) (added bool, err error) {
-	result, err := tx.ExecContext(ctx, `INSERT INTO entries (id, account_id, hold_id, step, posted, frozen, used, note, created_at)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, now_micros()) ON CONFLICT (hold_id, step) DO NOTHING`,
-		"ent_"+randomHex(), e.account, e.hold, e.step, e.posted, e.frozen, e.used, e.note)
-	if err != nil {
-		return false, fmt.Errorf("insert %s entry: %w", e.step, err)
+	err = e.adding(ErrHoldEnded).Run(ctx, tx)
+	if errors.Is(err, ErrHoldEnded) && e.step == "grant" {
+		return false, nil
 	}
-	n, err := result.RowsAffected()
-	if err != nil {
-		return false, fmt.Errorf("insert %s entry: %w", e.step, err)
-	}
-	if n == 0 && e.step != "grant" {
-		return false, ErrHoldEnded
-	}
-	return n == 1, nil
+	return err == nil, err
 }
+
+func newEntryID() string { return "ent_" + randomHex() }
 
 // changeOne runs an UPDATE that must change one row; otherwise it returns none.
 func changeOne(ctx context.Context, tx *sql.Tx, none error, query string, args ...any) error {

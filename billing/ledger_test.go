@@ -121,12 +121,12 @@ func TestParallelEnds(t *testing.T) {
 			var confirmed, released atomic.Int64
 			var all sync.WaitGroup
 			for i := range 12 {
-				how, moved := Confirm, &confirmed
+				how, moved := confirm, &confirmed
 				if i%2 == 0 {
-					how, moved = Release, &released
+					how, moved = release, &released
 				}
 				all.Go(func() {
-					amount, err := end(ctx, d, job, how)
+					amount, err := how(ctx, d, job)
 					if err == nil {
 						moved.Add(int64(amount))
 					} else if !errors.Is(err, ErrHoldEnded) {
@@ -224,7 +224,7 @@ func (m *bookModel) reserve(rt *rapid.T) {
 
 func (m *bookModel) confirm(rt *rapid.T) {
 	job := rapid.SampledFrom(m.jobs).Draw(rt, "job")
-	moved, err := end(m.Context(), m.d, job, Confirm)
+	moved, err := confirm(m.Context(), m.d, job)
 	h := m.holds[job]
 	if h == nil || h.state != "held" {
 		want(rt, err, ErrHoldEnded)
@@ -241,7 +241,7 @@ func (m *bookModel) confirm(rt *rapid.T) {
 
 func (m *bookModel) release(rt *rapid.T) {
 	job := rapid.SampledFrom(m.jobs).Draw(rt, "job")
-	moved, err := end(m.Context(), m.d, job, Release)
+	moved, err := release(m.Context(), m.d, job)
 	h := m.holds[job]
 	switch {
 	case h != nil && h.state == "confirmed":
@@ -364,10 +364,10 @@ func TestAuditFinds(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			if _, err := end(ctx, d, names["CONF"], Confirm); err != nil {
+			if _, err := confirm(ctx, d, names["CONF"]); err != nil {
 				t.Fatal(err)
 			}
-			if _, err := end(ctx, d, names["RELE"], Release); err != nil {
+			if _, err := release(ctx, d, names["RELE"]); err != nil {
 				t.Fatal(err)
 			}
 			var entry string
@@ -427,7 +427,7 @@ func TestSchemaRefuses(t *testing.T) {
 		if _, err := reserve(ctx, d, "job_1", a, 300); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := end(ctx, d, "job_1", Confirm); err != nil {
+		if _, err := confirm(ctx, d, "job_1"); err != nil {
 			t.Fatal(err)
 		}
 		insert := "INSERT INTO entries (id, account_id, hold_id, step, posted, frozen, used, created_at) VALUES "

@@ -257,9 +257,14 @@ var ErrUncertain = errors.New("commit outcome unknown")
 // InTx runs f in one transaction and commits it when f returns nil. A serialization failure or deadlock is tried again, a few
 // times, so f must not have effects outside the transaction.
 func (d *DB) InTx(ctx context.Context, f func(tx *sql.Tx) error) error {
+	return d.retrying(ctx, func() error { return d.inTx(ctx, f) })
+}
+
+// retrying runs a transaction again that lost against another one.
+func (d *DB) retrying(ctx context.Context, transaction func() error) error {
 	const tries = 5
 	for try := 1; ; try++ {
-		err := d.inTx(ctx, f)
+		err := transaction()
 		if err == nil || try == tries || !retryable(err) || ctx.Err() != nil {
 			return err
 		}

@@ -114,6 +114,24 @@ func TestServerCutOrSilent(t *testing.T) {
 // happened (the answer is cut) and once it has not (the COMMIT itself is cut).
 func TestCommitUncertain(t *testing.T) {
 	t.Parallel()
+	commitUncertain(t, func(ctx context.Context, d *db.DB, tried func(), query string) error {
+		return d.InTx(ctx, func(tx *sql.Tx) error {
+			tried()
+			_, err := tx.Exec(query)
+			return err
+		})
+	})
+}
+
+func TestBatchCommitUncertain(t *testing.T) {
+	t.Parallel()
+	commitUncertain(t, func(ctx context.Context, d *db.DB, tried func(), query string) error {
+		tried()
+		return d.Batch(ctx, db.Step{What: "insert", SQL: query})
+	})
+}
+
+func commitUncertain(t *testing.T, write func(ctx context.Context, d *db.DB, tried func(), query string) error) {
 	direct := testbed.PostgreSQL(t)
 	dsn, proxy := through(t, direct)
 	d, watch := open(t, dsn), open(t, direct)
@@ -133,11 +151,7 @@ func TestCommitUncertain(t *testing.T) {
 	result := make(chan error, 1)
 	tries := 0
 	go func() {
-		result <- d.InTx(t.Context(), func(tx *sql.Tx) error {
-			tries++
-			_, err := tx.Exec("INSERT INTO notes VALUES (1)")
-			return err
-		})
+		result <- write(t.Context(), d, func() { tries++ }, "INSERT INTO notes VALUES (1)")
 	}()
 	testbed.Until(t, 30*time.Second, "the COMMIT to be under way", func() bool {
 		return count(t, watch, "SELECT COUNT(*) FROM pg_stat_activity WHERE query = 'commit' AND wait_event = 'advisory'") == 1

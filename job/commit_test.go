@@ -90,14 +90,14 @@ func TestCutAnywhere(t *testing.T) {
 		id := near.bring("syncing")
 		proxy.CutAfter(after)
 		until("reserve", func() error {
-			got, err := far.store.Reserve(far.ctx, id, 1, 700)
+			got, err := far.store.Reserve(far.ctx, near.claimed(id, 1), 700)
 			if err == nil && got != 700 {
 				t.Errorf("held %v", got)
 			}
 			return err
 		})
 		proxy.CutAfter(after)
-		until("succeed", func() error { return far.store.Succeed(far.ctx, id, 1, "results/x", engine.Output{Width: 1}, nil) })
+		until("succeed", func() error { return far.store.Succeed(far.ctx, near.claimed(id, 1), "results/x", engine.Output{Width: 1}, nil) })
 		used += 700
 		if got := near.state(id); got != "succeeded+confirmed" {
 			t.Fatalf("cut after %d bytes: %s", after, got)

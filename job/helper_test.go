@@ -136,6 +136,21 @@ func (w *world) submit(tool string) Job {
 	return j
 }
 
+// submitUnstored is a job whose source a worker must bring into the bucket first.
+func (w *world) submitUnstored(tool string) Job {
+	w.Helper()
+	sub := w.submission(tool)
+	sub.Source.Kind, sub.Source.URL, sub.Source.Ready = SourceURL, "https://example.com/photo.jpg", false
+	j, err := w.store.Submit(w.ctx, sub)
+	w.ok(err)
+	return j
+}
+
+// claimed is what a worker knows of the image that it claimed with this fence.
+func (w *world) claimed(id string, fence int64) Job {
+	return Job{ID: id, AccountID: w.account, Media: engine.Image, Fence: fence}
+}
+
 func (w *world) exec(query string, args ...any) {
 	w.Helper()
 	_, err := w.db.ExecContext(w.ctx, query, args...)

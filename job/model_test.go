@@ -16,7 +16,7 @@ import (
 // modelJob is a job in a few fields, as the states page tells it.
 type modelJob struct {
 	id, account                         string
-	video                               bool
+	video, ready                        bool
 	status                              Status
 	phase                               Phase
 	progress                            int
@@ -73,6 +73,15 @@ func (m *model) pick(rt *rapid.T) (j *modelJob, fence int64) {
 
 func (j *modelJob) mine(fence int64) bool { return j.status == Processing && j.fence == fence }
 
+// claimed is the job as a worker with this fence knows it.
+func (j *modelJob) claimed(fence int64) Job {
+	media := engine.Image
+	if j.video {
+		media = engine.Video
+	}
+	return Job{ID: j.id, AccountID: j.account, Media: media, Fence: fence}
+}
+
 func (m *model) expect(rt *rapid.T, err, want error) (ok bool) {
 	if !errors.Is(err, want) {
 		rt.Fatalf("got %v, want %v", err, want)
@@ -89,6 +98,7 @@ func (m *model) submit(rt *rapid.T) {
 	sub.AccountID = rapid.SampledFrom(m.names).Draw(rt, "account")
 	sub.Estimate = billing.Millicredits(rapid.IntRange(0, 4000).Draw(rt, "estimate"))
 	sub.MaxActive = modelCap
+	sub.Source.Ready = rapid.Bool().Draw(rt, "source ready")
 	a, video := m.accounts[sub.AccountID], tool == "video_upscale"
 	available := a.posted - a.frozen
 	var want error
@@ -103,7 +113,7 @@ func (m *model) submit(rt *rapid.T) {
 	_, err := m.store.Submit(m.ctx, sub)
 	if m.expect(rt, err, want) {
 		a.active[video]++
-		m.jobs = append(m.jobs, &modelJob{id: sub.ID, account: sub.AccountID, video: video, status: Queued, dispatch: 1, due: true})
+		m.jobs = append(m.jobs, &modelJob{id: sub.ID, account: sub.AccountID, video: video, ready: sub.Source.Ready, status: Queued, dispatch: 1, due: true})
 	}
 }
 
@@ -125,6 +135,9 @@ func (m *model) claim(rt *rapid.T) {
 	}
 	m.expect(rt, err, nil)
 	j.status, j.phase, j.progress, j.leaseOver = Processing, PhaseUploading, 0, over
+	if j.ready {
+		j.phase = PhaseSyncing
+	}
 	j.fence++
 }
 
@@ -156,6 +169,7 @@ func (m *model) stored(rt *rapid.T) {
 		return
 	}
 	m.expect(rt, err, nil)
+	j.ready = true
 	if j.phase == PhaseUploading {
 		j.phase = PhaseSyncing
 	}
@@ -164,7 +178,7 @@ func (m *model) stored(rt *rapid.T) {
 func (m *model) reserve(rt *rapid.T) {
 	j, fence := m.pick(rt)
 	price := billing.Millicredits(rapid.IntRange(0, 2500).Draw(rt, "price"))
-	got, err := m.store.Reserve(m.ctx, j.id, fence, price)
+	got, err := m.store.Reserve(m.ctx, j.claimed(fence), price)
 	a := m.accounts[j.account]
 	switch {
 	case !j.mine(fence):
@@ -186,7 +200,7 @@ func (m *model) reserve(rt *rapid.T) {
 
 func (m *model) succeed(rt *rapid.T) {
 	j, fence := m.pick(rt)
-	err := m.store.Succeed(m.ctx, j.id, fence, "results/x", engine.Output{Width: 1, Height: 1, Size: 1}, []string{"results/old"})
+	err := m.store.Succeed(m.ctx, j.claimed(fence), "results/x", engine.Output{Width: 1, Height: 1, Size: 1}, []string{"results/old"})
 	switch {
 	case j.status == Succeeded && j.finished == fence:
 		m.expect(rt, err, nil)
@@ -350,7 +364,7 @@ func (m *model) check(rt *rapid.T) {
 func (m *model) checkJob(rt *rapid.T, j *modelJob) {
 	r := m.row(j.id)
 	got := modelJob{
-		id: j.id, account: j.account, video: j.video, status: Status(r.status), phase: Phase(r.phase), progress: int(r.progress), fence: r.fence,
+		id: j.id, account: j.account, video: j.video, ready: j.ready, status: Status(r.status), phase: Phase(r.phase), progress: int(r.progress), fence: r.fence,
 		failures: r.failures, dispatch: r.dispatch, finished: r.finishedFence, due: j.due, leaseOver: j.leaseOver, deleted: r.deleted > 0,
 		hold: r.hold, amount: billing.Millicredits(r.amount),
 	}

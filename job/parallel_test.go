@@ -137,7 +137,9 @@ func TestTwinWaits(t *testing.T) {
 	w.ok(err)
 	defer tx.Rollback() //nolint:errcheck // the test is over
 	first := Idempotency{Key: "key", Fingerprint: "f", Status: 202, Body: []byte("{}")}
-	w.ok(w.store.bind(w.ctx, tx, w.account, first))
+	for _, step := range w.store.binding(w.account, first) {
+		w.ok(step.Run(w.ctx, tx))
+	}
 	sub := w.submission("upscale")
 	sub.Idempotency = first
 	if _, err := w.store.Submit(w.ctx, sub); !errors.Is(err, ErrIdempotencyBusy) {
@@ -200,19 +202,20 @@ func TestParallelReserve(t *testing.T) {
 	eachDB(t, func(t *testing.T, d *db.DB) {
 		w := newWorld(t, d, 10_000)
 		const jobs, price = 20, 1700
-		ids := make([]string, jobs)
+		ids, claimed := make([]string, jobs), make([]Job, jobs)
 		for i := range ids {
 			ids[i] = w.submit("upscale").ID
-			_, err := w.store.Claim(w.ctx, ids[i], "worker", time.Hour)
+			var err error
+			claimed[i], err = w.store.Claim(w.ctx, ids[i], "worker", time.Hour)
 			w.ok(err)
 		}
 		var won atomic.Int64
 		together(jobs, func(i int) {
-			_, err := w.store.Reserve(w.ctx, ids[i], 1, price)
+			_, err := w.store.Reserve(w.ctx, claimed[i], price)
 			switch {
 			case err == nil:
 				won.Add(1)
-				err = w.store.Succeed(w.ctx, ids[i], 1, "results/x", engine.Output{Width: 1}, nil)
+				err = w.store.Succeed(w.ctx, claimed[i], "results/x", engine.Output{Width: 1}, nil)
 			case errors.Is(err, billing.ErrInsufficient):
 				err = w.store.Fail(w.ctx, ids[i], 1, engine.Failf(engine.InsufficientCredits, "Not enough credits."))
 			}
@@ -316,12 +319,13 @@ func TestCancelAgainstSucceed(t *testing.T) {
 		canceled := 0
 		for i := range races {
 			id := w.bring("processing+held")
+			j := w.claimed(id, 1)
 			var cancelErr, succeedErr error
 			together(2, func(side int) {
 				if side == i%2 {
 					_, cancelErr = w.store.Cancel(w.ctx, w.account, id)
 				} else {
-					succeedErr = w.store.Succeed(w.ctx, id, 1, "results/x", engine.Output{Width: 1}, nil)
+					succeedErr = w.store.Succeed(w.ctx, j, "results/x", engine.Output{Width: 1}, nil)
 				}
 			})
 			state := w.state(id)

@@ -13,14 +13,15 @@ import (
 	"enlarger/engine"
 )
 
-// Claim makes a queued, due job the caller's: status processing, phase uploading, fence + 1, a lease by the database's clock.
+// Claim makes a queued, due job the caller's: status processing, fence + 1, a lease by the database's clock; phase uploading, or syncing when
+// its source is in the bucket already.
 // It returns ErrStale when there is nothing to claim: someone else has the job, it is over, or it is not due yet.
 func (s *Store) Claim(ctx context.Context, id, worker string, lease time.Duration) (Job, error) {
 	var j Job
 	err := s.db.WriteRow(ctx, func(row *sql.Row) (err error) {
 		j, err = scan(row)
 		return err
-	}, `UPDATE jobs SET status = 'processing', phase = 'uploading', progress = 0, fence = fence + 1,
+	}, `UPDATE jobs SET status = 'processing', phase = CASE WHEN source_ready THEN 'syncing' ELSE 'uploading' END, progress = 0, fence = fence + 1,
 			worker = $2, lease_until = now_micros() + $3, started_at = CASE WHEN started_at = 0 THEN now_micros() ELSE started_at END
 		WHERE id = $1 AND status = 'queued' AND run_at <= now_micros() RETURNING `+columns, id, worker, lease.Microseconds())
 	if errors.Is(err, ErrNotFound) {
@@ -45,36 +46,39 @@ func (s *Store) SourceStored(ctx context.Context, id string, fence, size int64) 
 		WHERE id = $1 AND fence = $2 AND status = 'processing'`, id, fence, size)
 }
 
-// Reserve freezes the price and enters phase processing in one transaction. It is safe to repeat, and repeats itself when the answer to
-// COMMIT is lost. Errors: ErrStale, billing.ErrInsufficient.
-func (s *Store) Reserve(ctx context.Context, id string, fence int64, price billing.Millicredits) (billing.Millicredits, error) {
-	var held billing.Millicredits
-	err := s.inCertainTx(ctx, func(tx *sql.Tx) error {
-		var account string
-		err := tx.QueryRowContext(ctx, `UPDATE jobs SET phase = 'processing' WHERE id = $1 AND fence = $2 AND status = 'processing' RETURNING account_id`,
-			id, fence).Scan(&account)
-		if errors.Is(err, sql.ErrNoRows) {
-			return ErrStale
-		}
-		if err != nil {
-			return fmt.Errorf("enter phase processing: %w", err)
-		}
-		held, err = billing.Reserve(ctx, tx, id, account, price)
-		return err
+// Reserve freezes the price on the account of j, a claimed job, and enters phase processing in one transaction, and returns the amount held: a job that holds
+// credits already, from an earlier run, keeps that hold. It is safe to repeat, and repeats itself when the answer to COMMIT is lost.
+// Errors: ErrStale, billing.ErrInsufficient.
+func (s *Store) Reserve(ctx context.Context, j Job, price billing.Millicredits) (billing.Millicredits, error) {
+	enter := db.Step{What: "enter phase processing", None: ErrStale, Args: []any{j.ID, j.Fence, j.AccountID},
+		SQL: `UPDATE jobs SET phase = 'processing' WHERE id = $1 AND fence = $2 AND account_id = $3 AND status = 'processing'`}
+	err := certainly(func() error {
+		return s.db.Batch(ctx, append([]db.Step{enter}, billing.Reserving(j.ID, j.AccountID, price)...)...)
 	})
+	if errors.Is(err, billing.ErrHeld) {
+		err = certainly(func() error {
+			return s.db.InTx(ctx, func(tx *sql.Tx) (err error) {
+				if err := enter.Run(ctx, tx); err != nil {
+					return err
+				}
+				price, err = billing.Held(ctx, tx, j.ID)
+				return err
+			})
+		})
+	}
 	if err != nil {
 		return 0, err
 	}
-	return held, nil
+	return price, nil
 }
 
-// inCertainTx repeats a transaction whose outcome is unknown: its first UPDATE waits for whatever the lost COMMIT still does, and then
-// takes effect or finds the row moved on. f must be safe to repeat after its own success.
-func (s *Store) inCertainTx(ctx context.Context, f func(tx *sql.Tx) error) error {
+// certainly repeats a transaction whose outcome is unknown: its first UPDATE waits for whatever the lost COMMIT still does, and then
+// takes effect or finds the row moved on. It must be safe to repeat after its own success.
+func certainly(transaction func() error) error {
 	const tries = 3
 	var uncertain error
 	for range tries {
-		err := s.db.InTx(ctx, f)
+		err := transaction()
 		if !errors.Is(err, db.ErrUncertain) {
 			if db.Unavailable(err) {
 				return errors.Join(uncertain, err)
@@ -86,34 +90,28 @@ func (s *Store) inCertainTx(ctx context.Context, f func(tx *sql.Tx) error) error
 	return uncertain
 }
 
-// Succeed ends the run: the result becomes visible, the hold is confirmed and the account's place is free, in one transaction.
+// Succeed ends the run of j, a claimed job: the result becomes visible, the hold is confirmed and the account's place is free, in one transaction.
 // discard names objects of earlier fences to be removed. A lost COMMIT answer is resolved by reading the row. ErrStale: not the caller's any more.
-func (s *Store) Succeed(ctx context.Context, id string, fence int64, object string, out engine.Output, discard []string) error {
+func (s *Store) Succeed(ctx context.Context, j Job, object string, out engine.Output, discard []string) error {
 	result, err := json.Marshal(out)
 	if err != nil {
 		return fmt.Errorf("encode result: %w", err)
 	}
-	return s.settle(ctx, id, fence, Succeeded, func(tx *sql.Tx) error {
-		ended, err := endRow(ctx, tx, `UPDATE jobs SET status = 'succeeded', phase = '', progress = 100, lease_until = 0, worker = '',
-				result_object = $3, result = $4, finished_at = now_micros(), finished_fence = fence
-			WHERE id = $1 AND fence = $2 AND status = 'processing' RETURNING `+endedColumns, id, fence, object, string(result))
-		if err != nil {
-			return err
-		}
-		if _, err := billing.Confirm(ctx, tx, id); err != nil {
-			return err
-		}
-		if err := addGarbage(ctx, tx, lostFenceGrace, discard...); err != nil {
-			return err
-		}
-		return freePlace(ctx, tx, ended)
-	})
+	steps := []db.Step{{What: "end job", None: ErrStale, Args: []any{j.ID, j.Fence, object, string(result)},
+		SQL: `UPDATE jobs SET status = 'succeeded', phase = '', progress = 100, lease_until = 0, worker = '',
+			result_object = $3, result = $4, finished_at = now_micros(), finished_fence = fence
+			WHERE id = $1 AND fence = $2 AND status = 'processing'`}}
+	steps = append(steps, billing.Confirming(j.ID, freePlace(j.Media))...)
+	steps = append(steps, garbage(lostFenceGrace, discard...)...)
+	return s.settle(ctx, j.ID, j.Fence, Succeeded, func() error { return s.db.Batch(ctx, steps...) })
 }
 
 // Fail ends the run with what the client is told, and releases the hold. ErrStale: not the caller's any more.
 func (s *Store) Fail(ctx context.Context, id string, fence int64, f *engine.Failure) error {
-	return s.settle(ctx, id, fence, Failed, func(tx *sql.Tx) error {
-		return failRow(ctx, tx, `id = $1 AND fence = $2 AND status = 'processing'`, f, id, fence)
+	return s.settle(ctx, id, fence, Failed, func() error {
+		return s.db.InTx(ctx, func(tx *sql.Tx) error {
+			return failRow(ctx, tx, `id = $1 AND fence = $2 AND status = 'processing'`, f, id, fence)
+		})
 	})
 }
 
@@ -160,8 +158,9 @@ func (s *Store) requeue(ctx context.Context, condition, id string, fence int64, 
 	return dispatch, final, nil
 }
 
+// What ran before has waited its turn: it goes to the front.
 const backToQueue = `UPDATE jobs SET status = 'queued', phase = '', progress = 0, lease_until = 0, worker = '',
-	dispatch = dispatch + 1, dispatched_at = now_micros()`
+	lane = 0, dispatch = dispatch + 1, dispatched_at = now_micros()`
 
 // Yield gives a run back to the queue because its worker is going away; nothing counts as a failure. ErrStale: not the caller's any more.
 func (s *Store) Yield(ctx context.Context, id string, fence int64) (dispatch int64, err error) {
@@ -177,8 +176,8 @@ func (s *Store) Yield(ctx context.Context, id string, fence int64) (dispatch int
 }
 
 // settle runs a transaction that ends the run. When the answer to COMMIT is lost, or an earlier try's was, the row tells whether it happened.
-func (s *Store) settle(ctx context.Context, id string, fence int64, want Status, f func(tx *sql.Tx) error) error {
-	err := s.inCertainTx(ctx, f)
+func (s *Store) settle(ctx context.Context, id string, fence int64, want Status, transaction func() error) error {
+	err := certainly(transaction)
 	if !errors.Is(err, ErrStale) {
 		return err
 	}
@@ -223,15 +222,16 @@ func (e ended) undo(ctx context.Context, tx *sql.Tx) error {
 	if err := addGarbage(ctx, tx, lostFenceGrace, e.source, e.prefix); err != nil {
 		return err
 	}
-	return freePlace(ctx, tx, e)
-}
-
-func freePlace(ctx context.Context, tx *sql.Tx, e ended) error {
-	column := activeColumn(e.media)
-	if _, err := tx.ExecContext(ctx, `UPDATE accounts SET `+column+` = `+column+` - 1 WHERE id = $1`, e.account); err != nil {
+	if _, err := tx.ExecContext(ctx, `UPDATE accounts SET `+freePlace(e.media)+` WHERE id = $1`, e.account); err != nil {
 		return fmt.Errorf("free place in flight: %w", err)
 	}
 	return nil
+}
+
+// freePlace is the assignment to an account's row that gives one of its places in flight back.
+func freePlace(media engine.Media) string {
+	column := activeColumn(media)
+	return column + " = " + column + " - 1"
 }
 
 type execer interface {

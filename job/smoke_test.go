@@ -68,12 +68,12 @@ func succeedStory(w *world) {
 	}
 	j, err := w.store.Claim(w.ctx, j.ID, "worker", time.Minute)
 	w.ok(err)
-	if j.Status != Processing || j.Phase != PhaseUploading || j.Fence != 1 || j.StartedAt.IsZero() {
+	if j.Status != Processing || j.Phase != PhaseSyncing || j.Fence != 1 || j.StartedAt.IsZero() {
 		w.Errorf("claimed: %+v", j)
 	}
 	w.ok(w.store.Heartbeat(w.ctx, j.ID, 1, PhaseUploading, 0, time.Minute))
 	w.ok(w.store.SourceStored(w.ctx, j.ID, 1, 12))
-	held, err := w.store.Reserve(w.ctx, j.ID, 1, 1500)
+	held, err := w.store.Reserve(w.ctx, j, 1500)
 	w.ok(err)
 	w.ok(w.store.Heartbeat(w.ctx, j.ID, 1, PhaseProcessing, 50, time.Minute))
 	running, err := w.store.Get(w.ctx, w.account, j.ID)
@@ -84,7 +84,7 @@ func succeedStory(w *world) {
 	if err != nil || counts.Processing != 1 || counts.Queued != 0 {
 		w.Errorf("active: %+v %v", counts, err)
 	}
-	w.ok(w.store.Succeed(w.ctx, j.ID, 1, j.ResultsPrefix+"1.jpg", engine.Output{Width: 4, Height: 4, Size: 9}, []string{j.ResultsPrefix + "0.jpg"}))
+	w.ok(w.store.Succeed(w.ctx, j, j.ResultsPrefix+"1.jpg", engine.Output{Width: 4, Height: 4, Size: 9}, []string{j.ResultsPrefix + "0.jpg"}))
 	done, err := w.store.Get(w.ctx, w.account, j.ID)
 	if err != nil || done.Status != Succeeded || done.Progress != 100 || done.Charged != 1500 || done.Result.Width != 4 || done.FinishedAt.IsZero() {
 		w.Errorf("done: %+v %v", done, err)
@@ -110,7 +110,7 @@ func endStories(w *world) {
 		j := w.submit("video_upscale")
 		j, err := w.store.Claim(w.ctx, j.ID, "worker", time.Minute)
 		w.ok(err)
-		_, err = w.store.Reserve(w.ctx, j.ID, j.Fence, 500)
+		_, err = w.store.Reserve(w.ctx, j, 500)
 		w.ok(err)
 		return j
 	}

@@ -124,7 +124,7 @@ func (w *world) step(state, op, outcome string, wrong int64) {
 // bring makes a job and leads it into a state through the store's own operations.
 func (w *world) bring(state string) (id string) {
 	w.Helper()
-	id = w.submit("upscale").ID
+	id = w.submitUnstored("upscale").ID
 	do := func(ops ...string) {
 		for _, op := range ops {
 			w.ok(w.do(op, id, w.row(id).fence))
@@ -181,10 +181,10 @@ func (w *world) do(op, id string, fence int64) error {
 	case "stored":
 		return w.store.SourceStored(w.ctx, id, fence, 11)
 	case "reserve":
-		_, err = w.store.Reserve(w.ctx, id, fence, held)
+		_, err = w.store.Reserve(w.ctx, w.claimed(id, fence), held)
 		return err
 	case "succeed":
-		return w.store.Succeed(w.ctx, id, fence, "results/"+id+"/1.jpg", engine.Output{Width: 2, Height: 2, Size: 5}, nil)
+		return w.store.Succeed(w.ctx, w.claimed(id, fence), "results/"+id+"/1.jpg", engine.Output{Width: 2, Height: 2, Size: 5}, nil)
 	case "fail":
 		return w.store.Fail(w.ctx, id, fence, giveUp)
 	case "retry":

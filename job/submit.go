@@ -47,31 +47,40 @@ type Submission struct {
 // account's places in flight. Errors: *Replayed, ErrIdempotencyConflict, ErrIdempotencyBusy, ErrUpload..., ErrConcurrency,
 // billing.ErrInsufficient.
 func (s *Store) Submit(ctx context.Context, sub Submission) (Job, error) {
+	if sub.Source.Kind == SourceUpload {
+		upload, err := s.openUpload(ctx, sub.AccountID, sub.Source.UploadID)
+		if err != nil {
+			return Job{}, s.replayed(ctx, sub.AccountID, sub.Idempotency, err)
+		}
+		sub.Source.Object, sub.Source.Size = upload.Object, upload.Size
+	}
 	var created Job
-	err := s.db.InTx(ctx, func(tx *sql.Tx) error {
-		if err := s.bind(ctx, tx, sub.AccountID, sub.Idempotency); err != nil {
-			return err
-		}
-		if sub.Source.Kind == SourceUpload {
-			upload, err := consumeUpload(ctx, tx, sub.AccountID, sub.Source.UploadID, sub.ID)
-			if err != nil {
-				return err
-			}
-			sub.Source.Object, sub.Source.Size = upload.Object, upload.Size
-		}
-		var err error
-		if created, err = insertJob(ctx, tx, sub); err != nil {
-			return err
-		}
-		return takePlace(ctx, tx, sub)
-	})
+	insert, err := insertion(sub, &created)
 	if err != nil {
 		return Job{}, err
+	}
+	steps := s.binding(sub.AccountID, sub.Idempotency)
+	if sub.Source.Kind == SourceUpload {
+		steps = append(steps, consumption(sub))
+	}
+	err = s.db.Batch(ctx, append(steps, placing(sub), insert)...)
+	switch {
+	case errors.Is(err, errBound):
+		return Job{}, s.replayed(ctx, sub.AccountID, sub.Idempotency, ErrIdempotencyBusy)
+	case errors.Is(err, errConsumed):
+		if _, err := s.openUpload(ctx, sub.AccountID, sub.Source.UploadID); err != nil {
+			return Job{}, err
+		}
+		return Job{}, ErrUploadConsumed
+	case err != nil:
+		return Job{}, bindError(err)
 	}
 	return created, nil
 }
 
-func insertJob(ctx context.Context, tx *sql.Tx, sub Submission) (Job, error) {
+// insertion is the step that writes the row. Its lane follows from how many jobs its account has in flight: one that has few is served before
+// one that floods.
+func insertion(sub Submission, created *Job) (db.Step, error) {
 	if sub.Metadata == nil {
 		sub.Metadata = map[string]string{}
 	}
@@ -83,36 +92,50 @@ func insertJob(ctx context.Context, tx *sql.Tx, sub Submission) (Job, error) {
 	for _, value := range []any{sub.Order.Hint, warnings, sub.Metadata} {
 		text, err := json.Marshal(value)
 		if err != nil {
-			return Job{}, fmt.Errorf("encode job: %w", err)
+			return db.Step{}, fmt.Errorf("encode job: %w", err)
 		}
 		texts = append(texts, string(text))
 	}
-	created, err := scan(tx.QueryRowContext(ctx, `INSERT INTO jobs (id, account_id, key_id, tool, media, config, format, hint, warnings, metadata, estimate,
-			source_kind, source_url, source_object, source_ready, source_size, upload_id, results_prefix, status, run_at, dispatched_at, created_at)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, 'queued', now_micros(), now_micros(), $19) RETURNING `+columns,
-		sub.ID, sub.AccountID, sub.KeyID, sub.Order.Tool.Name, sub.Order.Tool.Media, string(sub.Order.Canonical), sub.Order.Format,
-		texts[0], texts[1], texts[2], sub.Estimate, sub.Source.Kind, sub.Source.URL, sub.Source.Object, sub.Source.Ready, sub.Source.Size,
-		sub.Source.UploadID, sub.ResultsPrefix, db.Micros(sub.CreatedAt)))
-	if err != nil {
-		return Job{}, fmt.Errorf("insert job: %w", err)
-	}
-	return created, nil
+	return db.Step{
+		What: "insert job",
+		SQL: `INSERT INTO jobs (id, account_id, key_id, tool, media, config, format, hint, warnings, metadata, estimate,
+			source_kind, source_url, source_object, source_ready, source_size, upload_id, results_prefix, status, run_at, dispatched_at, created_at, lane)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, 'queued', now_micros(), now_micros(), $19,
+			(SELECT CASE WHEN ` + activeColumn(sub.Order.Tool.Media) + fmt.Sprintf(` <= %d THEN 0 WHEN `, laneFew) + activeColumn(sub.Order.Tool.Media) + fmt.Sprintf(` <= %d THEN 1 ELSE 2 END
+			FROM accounts WHERE id = $2)) RETURNING `, laneSome) + columns,
+		Args: []any{
+			sub.ID, sub.AccountID, sub.KeyID, sub.Order.Tool.Name, sub.Order.Tool.Media, string(sub.Order.Canonical), sub.Order.Format,
+			texts[0], texts[1], texts[2], sub.Estimate, sub.Source.Kind, sub.Source.URL, sub.Source.Object, sub.Source.Ready, sub.Source.Size,
+			sub.Source.UploadID, sub.ResultsPrefix, db.Micros(sub.CreatedAt),
+		},
+		Into: func(row db.Row) (err error) {
+			*created, err = scan(row)
+			return err
+		},
+	}, nil
 }
 
-// takePlace counts the job in flight and checks the balance: the UPDATE itself enforces the cap, so that parallel submits cannot
+// An account's jobs in flight up to which a new one goes to lane 0, and to lane 1.
+const (
+	laneFew  = 1
+	laneSome = 8
+)
+
+// placing is the step that counts the job in flight and checks the balance: the UPDATE itself enforces the cap, so that parallel submits cannot
 // pass it together.
-func takePlace(ctx context.Context, tx *sql.Tx, sub Submission) error {
+func placing(sub Submission) db.Step {
 	column := activeColumn(sub.Order.Tool.Media)
-	var available billing.Millicredits
-	err := tx.QueryRowContext(ctx, `UPDATE accounts SET `+column+` = `+column+` + 1 WHERE id = $1 AND `+column+` < $2 RETURNING posted - frozen`,
-		sub.AccountID, sub.MaxActive).Scan(&available)
-	if errors.Is(err, sql.ErrNoRows) {
-		return ErrConcurrency
+	return db.Step{
+		What: "count job in flight", None: ErrConcurrency, Args: []any{sub.AccountID, sub.MaxActive},
+		SQL: `UPDATE accounts SET ` + column + ` = ` + column + ` + 1 WHERE id = $1 AND ` + column + ` < $2 RETURNING posted - frozen`,
+		Into: func(row db.Row) error {
+			var available billing.Millicredits
+			if err := row.Scan(&available); err != nil {
+				return err
+			}
+			return affordable(sub.Estimate, available)
+		},
 	}
-	if err != nil {
-		return fmt.Errorf("count job in flight: %w", err)
-	}
-	return affordable(sub.Estimate, available)
 }
 
 func affordable(estimate, available billing.Millicredits) error {
@@ -143,34 +166,43 @@ func (s *Store) Preflight(ctx context.Context, accountID string, media engine.Me
 	return affordable(estimate, available)
 }
 
-// bind inserts the idempotency key. A twin in flight makes the INSERT wait for its transaction, on PostgreSQL up to
+// Why a submission must look again at what it found taken.
+var (
+	errBound    = errors.New("idempotency key is bound")
+	errConsumed = errors.New("upload is not open")
+)
+
+// binding are the steps that insert the idempotency key. A twin in flight makes the INSERT wait for its transaction, on PostgreSQL up to
 // idempotencyWait; SQLite has one writer at a time anyway.
-func (s *Store) bind(ctx context.Context, tx *sql.Tx, accountID string, id Idempotency) error {
+func (s *Store) binding(accountID string, id Idempotency) (steps []db.Step) {
 	if id.Key == "" {
 		return nil
 	}
-	if s.db.Postgres() {
-		if _, err := tx.ExecContext(ctx, fmt.Sprintf("SET LOCAL lock_timeout = '%dms'", idempotencyWait.Milliseconds())); err != nil {
-			return fmt.Errorf("bind idempotency key: %w", err)
+	const what = "bind idempotency key"
+	patience := func(value string) {
+		if s.db.Postgres() {
+			steps = append(steps, db.Step{What: what, SQL: "SET LOCAL lock_timeout = " + value})
 		}
 	}
-	if _, err := tx.ExecContext(ctx, `DELETE FROM idempotency WHERE account_id = $1 AND key = $2 AND expires_at <= now_micros()`, accountID, id.Key); err != nil {
-		return bindError(err)
+	patience(fmt.Sprintf("'%dms'", idempotencyWait.Milliseconds()))
+	steps = append(steps,
+		db.Step{What: what, SQL: `DELETE FROM idempotency WHERE account_id = $1 AND key = $2 AND expires_at <= now_micros()`, Args: []any{accountID, id.Key}},
+		db.Step{What: what, None: errBound, Args: []any{accountID, id.Key, id.Fingerprint, id.Status, string(id.Body), idempotencyLife.Microseconds()},
+			SQL: `INSERT INTO idempotency (account_id, key, fingerprint, status, body, expires_at)
+			VALUES ($1, $2, $3, $4, $5, now_micros() + $6) ON CONFLICT (account_id, key) DO NOTHING`})
+	patience("DEFAULT")
+	return steps
+}
+
+// replayed is the answer to a request whose key is bound: what Replay says, or otherwise when the key turns out to be free.
+func (s *Store) replayed(ctx context.Context, accountID string, id Idempotency, otherwise error) error {
+	if id.Key == "" {
+		return otherwise
 	}
-	result, err := tx.ExecContext(ctx, `INSERT INTO idempotency (account_id, key, fingerprint, status, body, expires_at)
-		VALUES ($1, $2, $3, $4, $5, now_micros() + $6) ON CONFLICT (account_id, key) DO NOTHING`,
-		accountID, id.Key, id.Fingerprint, id.Status, string(id.Body), idempotencyLife.Microseconds())
-	if err != nil {
-		return bindError(err)
-	}
-	if n, err := result.RowsAffected(); err != nil || n == 1 {
+	if err := s.Replay(ctx, accountID, id.Key, id.Fingerprint); err != nil {
 		return err
 	}
-	err = replay(tx.QueryRowContext(ctx, `SELECT fingerprint, status, body FROM idempotency WHERE account_id = $1 AND key = $2`, accountID, id.Key), id.Fingerprint)
-	if errors.Is(err, sql.ErrNoRows) {
-		return ErrIdempotencyBusy // its day ended between the two statements: the next try binds it anew
-	}
-	return err
+	return otherwise
 }
 
 func bindError(err error) error {
@@ -178,7 +210,7 @@ func bindError(err error) error {
 	if db.Code(err) == lockNotAvailable {
 		return ErrIdempotencyBusy
 	}
-	return fmt.Errorf("bind idempotency key: %w", err)
+	return err
 }
 
 func replay(row *sql.Row, fingerprint string) error {

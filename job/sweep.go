@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"time"
 
+	"enlarger/db"
 	"enlarger/engine"
 )
 
@@ -15,16 +16,22 @@ const lostFenceGrace = 2 * time.Minute
 
 // addGarbage notes objects for removal; a name that ends in / is a prefix. Removal is the sweeper's, and safe to repeat.
 func addGarbage(ctx context.Context, on execer, grace time.Duration, objects ...string) error {
-	for _, object := range objects {
-		if object == "" {
-			continue
-		}
-		if _, err := on.ExecContext(ctx, `INSERT INTO garbage (object, not_before) VALUES ($1, now_micros() + $2)
-			ON CONFLICT (object) DO UPDATE SET not_before = EXCLUDED.not_before`, object, grace.Microseconds()); err != nil {
-			return fmt.Errorf("note garbage: %w", err)
+	for _, s := range garbage(grace, objects...) {
+		if _, err := on.ExecContext(ctx, s.SQL, s.Args...); err != nil {
+			return fmt.Errorf("%s: %w", s.What, err)
 		}
 	}
 	return nil
+}
+
+func garbage(grace time.Duration, objects ...string) (steps []db.Step) {
+	for _, object := range objects {
+		if object != "" {
+			steps = append(steps, db.Step{What: "note garbage", Args: []any{object, grace.Microseconds()},
+				SQL: `INSERT INTO garbage (object, not_before) VALUES ($1, now_micros() + $2) ON CONFLICT (object) DO UPDATE SET not_before = EXCLUDED.not_before`})
+		}
+	}
+	return steps
 }
 
 // Discard notes an object that nothing refers to for removal after the grace.

@@ -153,7 +153,8 @@ func TestDeleteWipes(t *testing.T) {
 			}
 			switch end {
 			case "succeed":
-				w.ok(w.store.Succeed(w.ctx, j.ID, 1, j.ResultsPrefix+"1.mp4", engine.Output{Width: 1, Warnings: []string{secret}}, nil))
+				j.Fence = 1
+				w.ok(w.store.Succeed(w.ctx, j, j.ResultsPrefix+"1.mp4", engine.Output{Width: 1, Warnings: []string{secret}}, nil))
 			case "fail":
 				w.ok(w.store.Fail(w.ctx, j.ID, 1, engine.Failf(engine.ProcessingFailed, "%s", secret)))
 			case "cancel":
@@ -477,7 +478,7 @@ func TestEndsLeaveGarbage(t *testing.T) {
 			}
 		}
 		id := w.bring("processing+held")
-		w.ok(w.store.Succeed(w.ctx, id, 1, "results/"+id+"/2.jpg", engine.Output{Width: 1}, []string{"results/" + id + "/1.jpg", ""}))
+		w.ok(w.store.Succeed(w.ctx, w.claimed(id, 1), "results/"+id+"/2.jpg", engine.Output{Width: 1}, []string{"results/" + id + "/1.jpg", ""}))
 		if n := w.count("SELECT COUNT(*) FROM garbage WHERE object LIKE $1", "%"+id+"%"); n != 1 {
 			t.Errorf("%d objects noted, want the one of the earlier fence", n)
 		}

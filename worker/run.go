@@ -56,7 +56,7 @@ func (w *Worker) carry(j job.Job) error {
 	ctx, cancel := context.WithCancelCause(w.base)
 	defer cancel(nil)
 	r := &run{
-		Worker: w, job: j, phase: job.PhaseUploading, kick: make(chan struct{}, 1), cancel: cancel,
+		Worker: w, job: j, phase: j.Phase, kick: make(chan struct{}, 1), cancel: cancel,
 		log: w.Log.With(zap.String("job_id", j.ID), zap.String("tool", j.Tool), zap.Int64("fence", j.Fence), zap.String("account_id", j.AccountID)),
 	}
 	w.mu.Lock()
@@ -112,9 +112,10 @@ func (r *run) steps(ctx context.Context) (err error) {
 
 // upload brings the source into the bucket.
 func (r *run) upload(ctx context.Context) error {
-	size := r.job.Source.Size
+	var size int64
 	switch {
 	case r.job.Source.Ready:
+		return nil
 	case r.job.Source.Kind == job.SourceUpload:
 		object, err := r.uploaded(ctx)
 		if err != nil {
@@ -212,7 +213,7 @@ func (r *run) sync(ctx context.Context) error {
 func (r *run) reserve(ctx context.Context) error {
 	price := job.Price(r.Prices, r.plan)
 	err := r.transition(ctx, job.PhaseProcessing, func(ctx context.Context) error {
-		_, err := r.Jobs.Reserve(ctx, r.job.ID, r.job.Fence, price)
+		_, err := r.Jobs.Reserve(ctx, r.job, price)
 		return err
 	})
 	if errors.Is(err, billing.ErrInsufficient) {
@@ -314,7 +315,7 @@ func (r *run) finish(ctx context.Context) error {
 		return err
 	}
 	return r.record(context.WithoutCancel(ctx), func(ctx context.Context) error {
-		return r.Jobs.Succeed(ctx, r.job.ID, r.job.Fence, r.object, r.result, discard)
+		return r.Jobs.Succeed(ctx, r.job, r.object, r.result, discard)
 	})
 }
 

@@ -114,18 +114,15 @@ func (r *rig) carryRows(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	if err := r.jobs.SourceStored(ctx, id, j.Fence, j.Source.Size); err != nil {
-		return err
-	}
 	plan, err := r.order.Plan(engine.Source{Width: 640, Height: 480})
 	if err != nil {
 		return err
 	}
-	if _, err := r.jobs.Reserve(ctx, id, j.Fence, job.Price(r.prices, plan)); err != nil {
+	if _, err := r.jobs.Reserve(ctx, j, job.Price(r.prices, plan)); err != nil {
 		return err
 	}
 	output := engine.Output{Width: plan.Width, Height: plan.Height, Size: int64(len(content))}
-	if err := r.jobs.Succeed(ctx, id, j.Fence, storage.ResultKey(id, j.Fence, plan.Format), output, nil); err != nil {
+	if err := r.jobs.Succeed(ctx, j, storage.ResultKey(id, j.Fence, plan.Format), output, nil); err != nil {
 		return err
 	}
 	r.ran.Add(1)
