@@ -1,15 +1,12 @@
 # syntax=docker/dockerfile:1
 
-# The neural runtime: ONNX Runtime as its npm package carries it for Linux on x64 and arm64. No install script runs.
-FROM node:22-bookworm-slim AS onnxruntime
-ARG TARGETARCH
-ARG ONNXRUNTIME=1.30.0
-WORKDIR /onnxruntime
-RUN npm install --ignore-scripts --no-audit --no-fund "onnxruntime-node@${ONNXRUNTIME}" \
- && case "${TARGETARCH:-amd64}" in amd64) arch=x64 ;; arm64) arch=arm64 ;; *) echo "no ONNX Runtime for ${TARGETARCH}" >&2; exit 1 ;; esac \
- && mkdir lib \
- && cp -L node_modules/onnxruntime-node/bin/napi-v*/linux/${arch}/libonnxruntime.so* lib/ \
- && test -s lib/libonnxruntime.so.1
+# The neural runtime: ONNX Runtime as its npm package carries it for Linux on x64 and arm64, held against its checksum.
+FROM debian:12-slim AS onnxruntime
+ARG TARGETARCH=amd64
+ARG npm_config_registry=
+RUN apt-get update && apt-get install -y --no-install-recommends ca-certificates curl && rm -rf /var/lib/apt/lists/*
+COPY scripts/onnxruntime.sh /
+RUN /onnxruntime.sh /lib-onnxruntime "${TARGETARCH}"
 
 FROM golang:1.26-bookworm AS build
 WORKDIR /src
@@ -28,7 +25,7 @@ RUN apt-get update \
  && rm -rf /var/lib/apt/lists/* \
  && useradd --uid 10001 --user-group --no-create-home --home-dir /data --shell /usr/sbin/nologin enlarger \
  && install -d -o enlarger -g enlarger -m 0750 /data
-COPY --from=onnxruntime /onnxruntime/lib/ /usr/local/lib/
+COPY --from=onnxruntime /lib-onnxruntime/ /usr/local/lib/
 RUN ldconfig
 COPY --from=build /enlarger /usr/local/bin/enlarger
 # Where the neural tools look for their runtime.

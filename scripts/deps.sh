@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs what enlarger needs and is not there yet.
 #
-#   scripts/deps.sh run    what `make run` needs: ffmpeg, a C compiler (WebP is a C library), curl, certificates
+#   scripts/deps.sh run    what `make run` needs: ffmpeg, a C compiler (WebP is a C library), curl, certificates, ONNX Runtime
 #   scripts/deps.sh test   all of that, and the servers that tests start for themselves: PostgreSQL and Redis
 #
 # Says what it installs and why, does nothing when nothing is missing, and never downloads a Go toolchain.
@@ -26,6 +26,13 @@ have_postgres() {
 
 have go || fail "Go is not installed. enlarger needs Go 1.26 or newer: https://go.dev/doc/install"
 
+# neural fetches the library that runs the neural models, unless the caller has one of his own or wants none.
+neural() {
+	[ "${ENLARGER_NEURAL:-auto}" != off ] || return 0
+	[ -z "${ENLARGER_ONNXRUNTIME:-}" ] || return 0
+	"$(dirname "$0")/onnxruntime.sh"
+}
+
 # A line a piece: package, the version wanted on Debian 12, why.
 missing=
 need() { missing="$missing$1|$2|$3
@@ -39,7 +46,10 @@ if [ "$purpose" = test ]; then
 	have_postgres || need postgresql-15 '15.*' "tests start a private PostgreSQL"
 	have redis-server || need redis-server '5:7.0.*' "tests start a private Redis"
 fi
-[ -n "$missing" ] || exit 0
+if [ -z "$missing" ]; then
+	neural
+	exit
+fi
 
 ID='' VERSION_ID=''
 # shellcheck disable=SC1091 # the file is the system's
@@ -109,3 +119,4 @@ if [ $redis = absent ] && [ -e /usr/bin/redis-server ]; then
 fi
 AS_ROOT
 say "done"
+neural

@@ -2,6 +2,7 @@ package testbed
 
 import (
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -65,10 +66,40 @@ func build() (string, error) {
 
 // Start runs enlarger with the given arguments. Its environment is this process's without any ENLARGER_ variable, plus env. Its
 // output goes to a file whose end is shown when the test fails; its working directory is a private folder. It is killed, and its
-// folder removed, when the test ends.
+// folder removed, when the test ends. It finds ONNX Runtime where `make deps` puts it, unless env says otherwise.
 func Start(t T, name string, env map[string]string, args ...string) *Process {
 	t.Helper()
+	const setting = "ENLARGER_ONNXRUNTIME"
+	if _, set := env[setting]; !set {
+		env = maps.Clone(env)
+		if env == nil {
+			env = map[string]string{}
+		}
+		env[setting] = ONNXRuntime()
+	}
 	return StartProgram(t, name, Build(t), env, args...)
+}
+
+// ONNXRuntime is the path of ONNX Runtime's library: ENLARGER_ONNXRUNTIME, or where `make deps` puts it. It may not be there, which
+// those who need it tell better.
+func ONNXRuntime() string {
+	if path := os.Getenv("ENLARGER_ONNXRUNTIME"); path != "" {
+		return path
+	}
+	dir, err := os.Getwd()
+	if err != nil {
+		return ""
+	}
+	for ; dir != filepath.Dir(dir); dir = filepath.Dir(dir) {
+		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
+			found, err := filepath.Glob(filepath.Join(dir, ".deps", "onnxruntime-*", "libonnxruntime.so.1"))
+			if err != nil || len(found) == 0 {
+				return ""
+			}
+			return found[len(found)-1]
+		}
+	}
+	return ""
 }
 
 // StartProgram is Start for any program.

@@ -25,6 +25,7 @@ import (
 	"enlarger/engine"
 	"enlarger/engine/ffmpeg"
 	"enlarger/engine/image"
+	"enlarger/engine/neural"
 	"enlarger/engine/video"
 	"enlarger/job"
 	"enlarger/storage"
@@ -140,7 +141,13 @@ func (p *parts) build(ctx context.Context, do roles) error {
 		return err
 	}
 	p.onClose(p.scratch.Close)
-	if p.catalog, err = newCatalog(s, p.scratch.Dir); err != nil {
+	var models *neural.Runtime
+	if do.worker {
+		if models, err = p.openNeural(ctx); err != nil {
+			return err
+		}
+	}
+	if p.catalog, err = newCatalog(s, p.scratch.Dir, models); err != nil {
 		return err
 	}
 	if p.prices, err = billing.ReadPrices(s.Pricing); err != nil {
@@ -183,14 +190,38 @@ func (p *parts) lockData() error {
 	return nil
 }
 
-func newCatalog(s *settings, scratch string) (*engine.Catalog, error) {
+// openNeural loads the models, unless the operator does without them.
+func (p *parts) openNeural(ctx context.Context) (*neural.Runtime, error) {
+	s := p.settings
+	if s.Neural == "off" {
+		p.log.Info("no neural models: ENLARGER_NEURAL=off")
+		return nil, nil //nolint:nilnil // a nil Runtime is one without models
+	}
+	library, err := neural.FindLibrary(s.ONNXRuntime)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w. Fetch it with `make deps` or scripts/onnxruntime.sh, or name it in ENLARGER_ONNXRUNTIME, or do without neural models by ENLARGER_NEURAL=off", errUsage, err)
+	}
+	models, err := neural.Open(ctx, neural.Config{Library: library, Threads: s.NeuralThreads, Models: s.Models, Thread: engine.LowPriority})
+	if err != nil {
+		return nil, fmt.Errorf("neural models: %w", err)
+	}
+	p.onClose(models.Close)
+	names := []string{}
+	for _, m := range models.Models() {
+		names = append(names, m.Name())
+	}
+	p.log.Info("neural models", zap.String("library", library), zap.Int("threads", models.Threads()), zap.Strings("models", names))
+	return models, nil
+}
+
+func newCatalog(s *settings, scratch string, models *neural.Runtime) (*engine.Catalog, error) {
 	runner, err := ffmpeg.Open(ffmpeg.Config{FFmpeg: s.FFmpeg, FFprobe: s.FFprobe, Scratch: scratch})
 	if err != nil {
 		return nil, err
 	}
 	limits := engine.DefaultLimits()
 	limits.ImagePixels = int64(s.MaxMegapixels) * 1_000_000
-	tools := image.Tools(image.Options{FFmpeg: runner, JPEGQuality: s.JPEGQuality})
+	tools := image.Tools(image.Options{FFmpeg: runner, Neural: models, JPEGQuality: s.JPEGQuality})
 	return engine.NewCatalog(limits, append(tools, video.Tools(runner, video.Options{})...)...), nil
 }
 

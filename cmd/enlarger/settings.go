@@ -15,6 +15,8 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 	"golang.org/x/term"
+
+	"enlarger/engine/neural"
 )
 
 // settings is the whole configuration, from flags and environment. Every field has its default and its limit here.
@@ -69,6 +71,11 @@ type settings struct {
 	FFprobe     string `env:"ENLARGER_FFPROBE" default:"ffprobe" placeholder:"PATH" help:"The ffprobe program."`
 	JPEGQuality int    `env:"ENLARGER_JPEG_QUALITY" default:"0" help:"Quality of jpg results, 1-100; 0 means the engine's default."`
 
+	Neural        string `env:"ENLARGER_NEURAL" default:"auto" enum:"auto,off" help:"auto: workers run neural models, and refuse to start without ONNX Runtime; off: every tool uses its classical method."`
+	ONNXRuntime   string `env:"ENLARGER_ONNXRUNTIME" name:"onnxruntime" placeholder:"PATH" help:"ONNX Runtime's library, libonnxruntime.so.1. Default: where make deps puts it, or /usr/local/lib or /usr/lib."`
+	Models        string `env:"ENLARGER_MODELS" placeholder:"DIR" help:"Folder of your own models with their manifests, used before the shipped ones; see docs/models.md."`
+	NeuralThreads int    `env:"ENLARGER_NEURAL_THREADS" default:"0" help:"Threads that neural models compute on, for all jobs of a worker together; 0 means the number of CPUs."`
+
 	LogLevel  string `env:"ENLARGER_LOG_LEVEL" default:"info" enum:"debug,info,warn,error" help:"debug, info, warn or error."`
 	LogFormat string `env:"ENLARGER_LOG_FORMAT" default:"auto" enum:"auto,json,text" help:"json, text, or auto: text on a terminal."`
 }
@@ -116,6 +123,9 @@ func (s *settings) check() error {
 	}
 	if s.JPEGQuality < 0 || s.JPEGQuality > 100 {
 		faults = append(faults, fmt.Errorf("ENLARGER_JPEG_QUALITY must be 1 to 100"))
+	}
+	if s.NeuralThreads < 0 || s.NeuralThreads > neural.ThreadsMost {
+		faults = append(faults, fmt.Errorf("ENLARGER_NEURAL_THREADS must be 0 to %d", neural.ThreadsMost))
 	}
 	if len(faults) > 0 {
 		return fmt.Errorf("%w: %w", errUsage, errors.Join(faults...))

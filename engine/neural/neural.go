@@ -58,8 +58,10 @@ type Config struct {
 const (
 	modelsMost    = 64      // manifests
 	modelSizeMost = 2 << 30 // bytes of one model; ONNX itself ends there
-	threadsMost   = 256
 )
+
+// ThreadsMost is the most threads a Runtime can have.
+const ThreadsMost = 256
 
 // ErrClosed is returned by runs on a closed Runtime.
 var ErrClosed = errors.New("the neural runtime is closed")
@@ -102,8 +104,8 @@ func Open(ctx context.Context, c Config) (*Runtime, error) {
 	if c.Threads == 0 {
 		c.Threads = runtime.NumCPU()
 	}
-	if c.Threads < 1 || c.Threads > threadsMost {
-		return nil, fmt.Errorf("neural threads must be 1 to %d, not %d", threadsMost, c.Threads)
+	if c.Threads < 1 || c.Threads > ThreadsMost {
+		return nil, fmt.Errorf("neural threads must be 1 to %d, not %d", ThreadsMost, c.Threads)
 	}
 	if c.Thread == nil {
 		c.Thread = func() {}

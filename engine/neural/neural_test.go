@@ -10,28 +10,14 @@ import (
 	"testing"
 	"testing/fstest"
 
+	"enlarger/testbed"
 	"enlarger/testbed/onnx"
 )
 
-// library finds ONNX Runtime as `make deps` puts it, from any folder of the repository.
+// library is ONNX Runtime as `make deps` puts it.
 func library(t testing.TB) string {
 	t.Helper()
-	if path := os.Getenv("ENLARGER_ONNXRUNTIME"); path != "" {
-		return path
-	}
-	dir, err := os.Getwd()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for ; ; dir = filepath.Dir(dir) {
-		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
-			break
-		}
-		if dir == filepath.Dir(dir) {
-			t.Fatal("no go.mod above the test")
-		}
-	}
-	path, err := FindLibrary(filepath.Join(dir, ".deps", "onnxruntime-"+Version, libraryName))
+	path, err := FindLibrary(testbed.ONNXRuntime())
 	if err != nil {
 		t.Fatalf("%v; run `make deps`", err)
 	}
