@@ -131,9 +131,11 @@ func (s *server) sendError(x *exchange, e *Error) {
 
 // logExchange writes the access line. Neither URLs nor headers are in it: they can hold secrets.
 func (s *server) logExchange(x *exchange, r *http.Request) {
+	took := time.Since(x.started)
+	s.cfg.Metrics.answered(r.Method, x.route, x.status, took)
 	fields := []zap.Field{
 		zap.String("method", methodName(r.Method)), zap.String("route", x.route), zap.Int("status", x.status),
-		zap.Duration("duration", time.Since(x.started)), zap.String("request_id", x.id),
+		zap.Duration("duration", took), zap.String("request_id", x.id),
 	}
 	if x.key.ID != "" {
 		fields = append(fields, zap.String("account_id", x.account.ID), zap.String("key_id", x.key.ID))
