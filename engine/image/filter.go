@@ -44,11 +44,16 @@ type filter struct {
 	apply func(ctx context.Context, worker int, p *patch) error
 	// scratchBytes is what apply takes beside the patch, in bytes for a pixel of it.
 	scratchBytes int64
+	// square is the side of the squares, a multiple of 16; 0 lets the margin decide.
+	square int
 }
 
 // side is the width and height of the squares that a filter works on: large enough that the margins stay a small part.
 func (f filter) side() int {
 	const least, most, unit = 256, 1024, 16
+	if f.square > 0 {
+		return f.square
+	}
 	return min(max(least, 6*f.margin), most) / unit * unit
 }
 
@@ -69,6 +74,8 @@ type prepared struct {
 	deep bool
 	// grey says that the output of a coloured source is grey; coloured that of a grey source is not.
 	grey, coloured bool
+	// faces asks that faces be restored as well.
+	faces bool
 }
 
 // filtered is the body of a tool whose output has the size of its source: decode, let the tool look at the picture, filter it
@@ -105,6 +112,9 @@ func (o Options) filtered(ctx context.Context, name string, task engine.Task, pr
 		return engine.Output{}, wrapRun(ctx, name, err)
 	}
 	result.Warnings = append(source.warnings, prep.warnings...)
+	if prep.faces {
+		result.Warnings = append(result.Warnings, "face_enhance is not available on this server yet; the image was made without it.")
+	}
 	if out.flatten {
 		result.Warnings = append(result.Warnings, flattenWarning)
 	}
