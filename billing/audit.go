@@ -4,6 +4,9 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
+	"time"
+
+	"enlarger/db"
 )
 
 // Violation is one broken rule of the books, with the row that breaks it.
@@ -49,30 +52,77 @@ var rules = []Rule{
 		SELECT e.id, e.step FROM entries e LEFT JOIN holds h ON h.job_id = e.hold_id WHERE e.step <> 'grant' AND h.job_id IS NULL`},
 }
 
-// Audit recomputes every account from its entries and holds and returns what does not agree; empty means clean.
-func (l *Ledger) Audit(ctx context.Context) ([]Violation, error) { return Check(ctx, l.db.DB, rules) }
+// Rules names what Audit checks.
+func Rules() []string { return Names(rules) }
 
-// Check runs rules and collects what breaks them, at most 100 rows a rule.
-func Check(ctx context.Context, on *sql.DB, rules []Rule) ([]Violation, error) {
+// Names lists the names of rules.
+func Names(rules []Rule) (names []string) {
+	for _, r := range rules {
+		names = append(names, r.Name)
+	}
+	return names
+}
+
+// Audit recomputes every account from its entries and holds and returns what does not agree; empty means clean.
+func (l *Ledger) Audit(ctx context.Context) ([]Violation, error) { return Check(ctx, l.db, rules) }
+
+// ruleTimeout bounds one rule on PostgreSQL: it reads whole tables, which takes longer than any other statement may.
+const ruleTimeout = 10 * time.Minute
+
+// Check runs rules and collects what breaks them, at most 100 rows a rule. It only reads. Each rule is one statement, so that it sees one moment
+// of a fleet at work. What was found before an error is returned with it.
+func Check(ctx context.Context, on *db.DB, rules []Rule) ([]Violation, error) {
 	var found []Violation
 	for _, r := range rules {
-		rows, err := on.QueryContext(ctx, r.Query)
+		broken, err := r.check(ctx, on)
 		if err != nil {
-			return nil, fmt.Errorf("audit %q: %w", r.Name, err)
+			return found, fmt.Errorf("audit %q: %w", r.Name, err)
 		}
-		for n := 0; rows.Next() && n < maxViolations; n++ {
-			v := Violation{Rule: r.Name}
-			if err := rows.Scan(&v.Row, &v.Detail); err != nil {
-				rows.Close()
-				return nil, fmt.Errorf("audit %q: %w", r.Name, err)
-			}
-			found = append(found, v)
-		}
-		err = rows.Err()
-		rows.Close()
-		if err != nil {
-			return nil, fmt.Errorf("audit %q: %w", r.Name, err)
-		}
+		found = append(found, broken...)
 	}
 	return found, nil
+}
+
+func (r Rule) check(ctx context.Context, on *db.DB) ([]Violation, error) {
+	tx, err := on.BeginTx(ctx, &sql.TxOptions{ReadOnly: true})
+	if err != nil {
+		return nil, err
+	}
+	defer tx.Rollback() //nolint:errcheck // nothing was written
+	if on.Postgres() {
+		if _, err := tx.ExecContext(ctx, fmt.Sprintf("SET LOCAL statement_timeout = %d", ruleTimeout.Milliseconds())); err != nil {
+			return nil, err
+		}
+	}
+	rows, err := tx.QueryContext(ctx, r.Query)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var broken []Violation
+	for rows.Next() && len(broken) < maxViolations {
+		v := Violation{Rule: r.Name}
+		if err := rows.Scan(&v.Row, &v.Detail); err != nil {
+			return nil, err
+		}
+		broken = append(broken, v)
+	}
+	return broken, rows.Err()
+}
+
+// Totals are the credits of all accounts together.
+type Totals struct {
+	Accounts                int64
+	Available, Frozen, Used Millicredits
+}
+
+// Totals adds up all accounts' credits.
+func (l *Ledger) Totals(ctx context.Context) (Totals, error) {
+	var t Totals
+	err := l.db.QueryRowContext(ctx, `SELECT COUNT(*), CAST(COALESCE(SUM(posted - frozen), 0) AS BIGINT), CAST(COALESCE(SUM(frozen), 0) AS BIGINT),
+		CAST(COALESCE(SUM(used), 0) AS BIGINT) FROM accounts`).Scan(&t.Accounts, &t.Available, &t.Frozen, &t.Used)
+	if err != nil {
+		return Totals{}, fmt.Errorf("add up credits: %w", err)
+	}
+	return t, nil
 }

@@ -35,10 +35,13 @@ var rules = []billing.Rule{
 		WHERE u.status = 'consumed' AND j.id IS NULL`},
 }
 
+// AuditRules names what Audit checks.
+func AuditRules() []string { return append(billing.Rules(), billing.Names(rules)...) }
+
 // Audit checks the books (billing) and that jobs and books tell the same story; empty means clean.
 func (s *Store) Audit(ctx context.Context) ([]billing.Violation, error) {
 	books, err := billing.NewLedger(s.db).Audit(ctx)
-	stories, err2 := billing.Check(ctx, s.db.DB, rules)
+	stories, err2 := billing.Check(ctx, s.db, rules)
 	return append(books, stories...), errors.Join(err, err2)
 }
 
