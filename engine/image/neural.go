@@ -2,6 +2,8 @@ package image
 
 import (
 	"context"
+	"encoding/binary"
+	"strings"
 
 	"enlarger/engine/neural"
 )
@@ -163,4 +165,231 @@ func boxed(plane []float32, width, height, radius int) []float32 {
 		}
 	}
 	return out
+}
+
+// netUpscaler enlarges by models, one after the other where no single one has the scale. A luma model makes the luma, and the classical
+// upscaler the colour, which the eye sees less sharply, and the alpha; an RGB model makes all but the alpha.
+type netUpscaler struct {
+	models  []*neural.Model
+	scale   int
+	classic *upscaler
+	tiles   []tile
+	// deep is a band of the classical picture in 16 bits, kept between bands.
+	deep []byte
+}
+
+// netUpscaler finds models for a scale: one that has it, or several that make it together. It is nil when there are none. All must take
+// the same planes.
+func (o Options) netUpscaler(scale int, variants ...string) *netUpscaler {
+	for _, steps := range map[int][][]int{2: {{2}}, 4: {{4}, {2, 2}}, 8: {{8}, {4, 2}, {2, 4}, {2, 2, 2}}}[scale] {
+		var models []*neural.Model
+		for _, step := range steps {
+			if m := o.net(neural.Upscale, step, variants...); m != nil && (len(models) == 0 || models[0].Planes() == m.Planes()) {
+				models = append(models, m)
+			}
+		}
+		if len(models) == len(steps) {
+			return &netUpscaler{models: models, scale: scale, classic: newUpscaler(scale), tiles: make([]tile, processors())}
+		}
+	}
+	return nil
+}
+
+// name is what the job's output says of the models.
+func (n *netUpscaler) name() string {
+	names := make([]string, len(n.models))
+	for i, m := range n.models {
+		names[i] = m.Name()
+	}
+	return strings.Join(names, ", ")
+}
+
+func (n *netUpscaler) colours() bool { return n.models[0].Planes() == 3 }
+
+// bandBytes is what a band takes for each source pixel: the planes in and out of every model, the classical band, the pixels.
+func (n *netUpscaler) bandBytes() int64 {
+	planes, side := int64(n.models[0].Planes()), int64(1)
+	bytes := 4 * 4 * side // red, green, blue and alpha of the source
+	for _, m := range n.models {
+		side *= int64(m.Scale())
+		bytes += 4 * planes * side * side
+	}
+	return bytes + 2*int64(bytesPerPixel(true))*side*side
+}
+
+// rows is how many source rows are enlarged at a time: as many as fit, for every band sees the overlap twice, in steps that the blocks
+// of a JPEG divide.
+func (n *netUpscaler) rows(width, height int) int {
+	const budget, least, unit = 48 << 20, 16, 8
+	fitting := int(min(budget/(n.bandBytes()*int64(width)), int64(height)))
+	most := max(n.models[0].Core(), least) // more would not make the overlap smaller
+	return min(max(min(fitting, most)/unit*unit, least), height)
+}
+
+// memory estimates the bytes that enlarging takes beside decoding and encoding.
+func (n *netUpscaler) memory(width, height int) int64 {
+	bytes := int64(n.rows(width, height)+2*n.models[0].Overlap()) * int64(width) * n.bandBytes()
+	models := int64(0)
+	for _, m := range n.models {
+		models = max(models, m.Memory()) // one runs at a time
+	}
+	return bytes + models
+}
+
+// band makes the output rows from y, a multiple of the scale, as far as out reaches.
+func (n *netUpscaler) band(ctx context.Context, src *raster, y int, out []byte, deep bool) error {
+	width := src.width * n.scale
+	rows := len(out) / (width * bytesPerPixel(deep))
+	made, err := n.enlarged(ctx, src, len(n.models), y, y+rows)
+	if err != nil {
+		return err
+	}
+	var classic []byte
+	if src.alpha || (!src.grey && !n.colours()) {
+		if size := rows * width * bytesPerPixel(true); cap(n.deep) < size {
+			n.deep = make([]byte, size)
+		} else {
+			n.deep = n.deep[:size]
+		}
+		classic = n.deep
+		if err := n.classic.band(ctx, src, y, classic, true, n.tiles); err != nil {
+			return err
+		}
+	}
+	const chunk = 16
+	return parallel(ctx, (rows+chunk-1)/chunk, func(_, i int) error {
+		for row := i * chunk; row < min((i+1)*chunk, rows); row++ {
+			var line [3][]float32
+			for c := range line {
+				line[c] = made.Planes[c%len(made.Planes)][row*width:][:width]
+			}
+			to := out[row*width*bytesPerPixel(deep):][:width*bytesPerPixel(deep)]
+			var from []byte
+			if classic != nil {
+				from = classic[row*width*8:][:width*8]
+			}
+			n.join(to, line, from, src, deep)
+		}
+		return nil
+	})
+}
+
+// join writes one row of pixels from what the models made and, where it is given, the same row of the classical picture in 16 bits. Only
+// that has an alpha, and the colour beside a luma.
+func (n *netUpscaler) join(to []byte, line [3][]float32, classic []byte, src *raster, deep bool) {
+	for x, v := range line[0] {
+		r, g, b, alpha := v, line[1][x], line[2][x], uint64(0xFFFF)
+		if classic != nil {
+			pixel := binary.BigEndian.Uint64(classic[8*x:])
+			alpha = pixel & 0xFFFF
+			if !src.grey && !n.colours() {
+				r, g, b = float32(pixel>>48)*(1./65535), float32(pixel>>32&0xFFFF)*(1./65535), float32(pixel>>16&0xFFFF)*(1./65535)
+				more := v - (lumaRed*r + lumaGreen*g + lumaBlue*b)
+				r, g, b = r+more, g+more, b+more
+			}
+		}
+		if deep {
+			all := uint64(code16(r))<<48 | uint64(code16(g))<<32 | uint64(code16(b))<<16 | alpha
+			if alpha == 0 {
+				all = 0
+			}
+			binary.BigEndian.PutUint64(to[8*x:], all)
+			continue
+		}
+		p := (*[4]byte)(to[4*x:])
+		p[0], p[1], p[2], p[3] = code8(r), code8(g), code8(b), byte((alpha+128)/257)
+		if p[3] == 0 {
+			p[0], p[1], p[2] = 0, 0, 0
+		}
+	}
+}
+
+// enlarged gives rows [from, to) of what the first models make of the picture. Each asks the one before it for the rows it needs, and so
+// many around them as it sees.
+func (n *netUpscaler) enlarged(ctx context.Context, src *raster, models, from, to int) (neural.Patch, error) {
+	if models == 0 {
+		return n.source(src, from, to)
+	}
+	m, height := n.models[models-1], src.height
+	for _, before := range n.models[:models-1] {
+		height *= before.Scale()
+	}
+	scale := m.Scale()
+	first, last := from/scale, (to+scale-1)/scale
+	top, bottom := max(first-m.Overlap(), 0), min(last+m.Overlap(), height)
+	in, err := n.enlarged(ctx, src, models-1, top, bottom)
+	if err != nil {
+		return neural.Patch{}, err
+	}
+	out, err := m.Run(ctx, in, neural.How{Top: first - top, Bottom: bottom - last})
+	if err != nil {
+		return neural.Patch{}, err
+	}
+	if len(out.Planes) == 1 {
+		err = parallel(ctx, last-first, func(_, row int) error {
+			near(out.Planes[0][row*scale*out.Width:][:scale*out.Width], in.Planes[0], in.Width, in.Height, first-top+row, scale)
+			return nil
+		})
+		if err != nil {
+			return neural.Patch{}, err
+		}
+	} else if src.grey {
+		luma(out.Planes[0], out.Planes[0], out.Planes[1], out.Planes[2])
+		out.Planes = [][]float32{out.Planes[0], out.Planes[0], out.Planes[0]}
+	}
+	out.Height = to - from
+	for c, plane := range out.Planes {
+		out.Planes[c] = plane[(from-first*scale)*out.Width:][:out.Height*out.Width]
+	}
+	return out, nil
+}
+
+// near keeps the enlarged pixels of one source row near the 3x3 source pixels around each: no further beyond their range than it is wide. An
+// edge may become as sharp as it likes, and what is flat stays exactly flat.
+func near(lines, plane []float32, width, height, row, scale int) {
+	above := plane[max(row-1, 0)*width:][:width]
+	here := plane[row*width:][:width]
+	below := plane[min(row+1, height-1)*width:][:width]
+	low0, high0 := span(above[0], here[0], below[0])
+	low1, high1 := low0, high0
+	for x := range width {
+		low2, high2 := low1, high1
+		if x+1 < width {
+			low2, high2 = span(above[x+1], here[x+1], below[x+1])
+		}
+		least, most := min(low0, low1, low2), max(high0, high1, high2)
+		least, most = least-(most-least), most+(most-least)
+		for sub := range scale {
+			part := lines[sub*width*scale+x*scale:][:scale]
+			for i, v := range part {
+				part[i] = min(max(v, least), most)
+			}
+		}
+		low0, high0, low1, high1 = low1, high1, low2, high2
+	}
+}
+
+// source reads rows [from, to) of the picture as the models take it.
+func (n *netUpscaler) source(src *raster, from, to int) (neural.Patch, error) {
+	const reach = 6 // of what straight looks at
+	top, bottom := from, to
+	if src.alpha {
+		top, bottom = max(from-reach, 0), min(to+reach, src.height)
+	}
+	p, err := patchOf(src, 0, top, src.width, bottom-top)
+	if err != nil {
+		return neural.Patch{}, err
+	}
+	colours := straight(p)
+	out := neural.Patch{Width: src.width, Height: to - from, Planes: colours[:]}
+	if !n.colours() {
+		if !src.grey {
+			luma(colours[0], colours[0], colours[1], colours[2])
+		}
+		out.Planes = out.Planes[:1]
+	}
+	for c, plane := range out.Planes {
+		out.Planes[c] = plane[(from-top)*src.width:][:out.Height*src.width]
+	}
+	return out, nil
 }

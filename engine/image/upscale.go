@@ -25,8 +25,12 @@ func upscaleTool(o Options) engine.Tool {
 		},
 		Fits:    fits,
 		Measure: o.Measure,
-		Memory: func(_ upscaleConfig, task engine.Task) int64 {
-			return o.memory(task)
+		Memory: func(c upscaleConfig, task engine.Task) int64 {
+			need := o.memory(task)
+			if n := o.netUpscaler(c.Scale, "quality", "fast"); n != nil && task.Source.Known() {
+				need += n.memory(task.Source.Width, task.Source.Height)
+			}
+			return need
 		},
 		Process: o.upscale,
 	})
@@ -55,7 +59,8 @@ func (o Options) upscale(ctx context.Context, c upscaleConfig, task engine.Task)
 	if err != nil {
 		return engine.Output{}, err
 	}
-	result, err := o.enlarge(ctx, newUpscaler(c.Scale), source, out, done)
+	how := o.enlarger(c.Scale)
+	result, err := how.enlarge(ctx, source, out, done)
 	if err != nil {
 		out.abort()
 		if ctx.Err() != nil {
@@ -71,23 +76,54 @@ func (o Options) upscale(ctx context.Context, c upscaleConfig, task engine.Task)
 		result.Warnings = append(result.Warnings, "face_enhance is not available on this server yet; the image was upscaled without it.")
 	}
 	result.Facts = map[string]any{
-		"method": "lanczos+backprojection", "scale": c.Scale, "bits": outputBits(out.deep),
+		"method": how.method, "scale": c.Scale, "bits": outputBits(out.deep),
 		"source_format": source.header.format, "source_width": source.width, "source_height": source.height,
+	}
+	if how.model != "" {
+		result.Facts["model"] = how.model
 	}
 	done.reach(1)
 	return result, nil
 }
 
+// enlarger is a way of enlarging.
+type enlarger struct {
+	scale int
+	// method and model are for the job's output; model is "" when there is none.
+	method, model string
+	// rows is how many output rows to make at a time.
+	rows func(stride, width, height int) int
+	// band makes the output rows from y as far as out reaches.
+	band func(ctx context.Context, src *raster, y int, out []byte, deep bool) error
+}
+
+// enlarger chooses models where there are some, or else the classical method.
+func (o Options) enlarger(scale int) enlarger {
+	if n := o.netUpscaler(scale, "quality", "fast"); n != nil {
+		return enlarger{
+			scale: scale, method: "neural", model: n.name(), band: n.band,
+			rows: func(_, width, height int) int { return n.rows(width, height) * scale },
+		}
+	}
+	u, tiles := newUpscaler(scale), make([]tile, processors())
+	return enlarger{
+		scale: scale, method: "lanczos+backprojection",
+		rows: func(stride, _, height int) int { return bandRows(stride, height*scale) },
+		band: func(ctx context.Context, src *raster, y int, out []byte, deep bool) error {
+			return u.band(ctx, src, y, out, deep, tiles)
+		},
+	}
+}
+
 // enlarge makes and writes the output band by band.
-func (o Options) enlarge(ctx context.Context, u *upscaler, source *picture, out *encoder, done *progress) (engine.Output, error) {
-	height := source.height * u.scale
-	stride := source.width * u.scale * bytesPerPixel(out.deep)
-	rows := bandRows(stride, height)
+func (e enlarger) enlarge(ctx context.Context, source *picture, out *encoder, done *progress) (engine.Output, error) {
+	height := source.height * e.scale
+	stride := source.width * e.scale * bytesPerPixel(out.deep)
+	rows := e.rows(stride, source.width, source.height)
 	band := make([]byte, rows*stride)
-	tiles := make([]tile, processors())
 	for y := 0; y < height; y += rows {
 		part := band[:min(rows, height-y)*stride]
-		if err := u.band(ctx, source.raster, y, part, out.deep, tiles); err != nil {
+		if err := e.band(ctx, source.raster, y, part, out.deep); err != nil {
 			return engine.Output{}, err
 		}
 		if err := out.write(ctx, part); err != nil {
