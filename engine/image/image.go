@@ -29,6 +29,8 @@ type Options struct {
 
 	// heap is heapMost; tests make it small.
 	heap int64
+	// faces finds faces; it is made once for all tools.
+	faces *faceFinder
 }
 
 func (o Options) withDefaults() Options {
@@ -43,6 +45,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.heap == 0 {
 		o.heap = heapMost
+	}
+	if o.faces == nil {
+		o.faces = newFaceFinder()
 	}
 	return o
 }
