@@ -44,7 +44,7 @@ type Config struct {
 	// size is not Known means that the size does not stand in these bytes.
 	SniffImage func(prefix []byte) (engine.Source, error)
 	// Dispatch wakes a worker for a queued job. A failure is only logged: the sweeper dispatches again.
-	Dispatch func(ctx context.Context, id string, media engine.Media, dispatch int64) error
+	Dispatch func(ctx context.Context, w job.WakeUp) error
 	// Stopped tells the workers that a job was canceled or deleted; best effort. Nil tells nobody.
 	Stopped func(ctx context.Context, id string)
 

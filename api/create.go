@@ -147,7 +147,7 @@ const wakeTimeout = 2 * time.Second
 func (c *creation) dispatch(ctx context.Context, j job.Job) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), wakeTimeout)
 	defer cancel()
-	if err := c.server.cfg.Dispatch(ctx, j.ID, j.Media, j.Dispatch); err != nil {
+	if err := c.server.cfg.Dispatch(ctx, j.WakeUp()); err != nil {
 		c.server.cfg.Log.Warn("job not dispatched; the sweeper will", zap.String("job_id", j.ID), zap.String("request_id", c.x.id), zap.Error(err))
 	}
 }

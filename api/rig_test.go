@@ -161,10 +161,10 @@ func newRig(t testing.TB, on services) *rig {
 	cfg := api.Config{
 		Accounts: r.accounts, Jobs: r.jobs, Ledger: r.ledger, Prices: r.prices, Catalog: r.catalog, Storage: r.storage,
 		Fetcher: storage.NewFetcher(storage.FetchConfig{}), Redis: client, SniffImage: image.SniffPrefix,
-		Dispatch: func(_ context.Context, id string, media engine.Media, dispatch int64) error {
+		Dispatch: func(_ context.Context, w job.WakeUp) error {
 			r.mu.Lock()
 			defer r.mu.Unlock()
-			r.dispatched = append(r.dispatched, fmt.Sprintf("%s %s %d", id, media, dispatch))
+			r.dispatched = append(r.dispatched, fmt.Sprintf("%s %s %d", w.ID, w.Media, w.Number))
 			if r.dispatchFn != nil {
 				return r.dispatchFn()
 			}

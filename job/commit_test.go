@@ -97,7 +97,9 @@ func TestCutAnywhere(t *testing.T) {
 			return err
 		})
 		proxy.CutAfter(after)
-		until("succeed", func() error { return far.store.Succeed(far.ctx, near.claimed(id, 1), "results/x", engine.Output{Width: 1}, nil) })
+		until("succeed", func() error {
+			return far.store.Succeed(far.ctx, near.claimed(id, 1), "results/x", engine.Output{Width: 1}, nil)
+		})
 		used += 700
 		if got := near.state(id); got != "succeeded+confirmed" {
 			t.Fatalf("cut after %d bytes: %s", after, got)

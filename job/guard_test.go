@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"enlarger/db"
+	"enlarger/engine"
 )
 
 // What each way out of a run does to the counters: the budget is used by faults alone, and every way back to the queue has a wake-up of its own.
@@ -99,6 +100,12 @@ func TestBackOffIsKept(t *testing.T) {
 	})
 }
 
+// waiting is an image with its last wake-up, or with an older one.
+func (w *world) waiting(id string, off int64) Waiting {
+	w.Helper()
+	return Waiting{AccountID: w.account, WakeUp: WakeUp{ID: id, Media: engine.Image, Number: w.row(id).dispatch + off}}
+}
+
 // The sweeper's own operations on a job in every state: they touch what waits, and nothing else.
 func TestSweepersOperationsOnEveryState(t *testing.T) {
 	t.Parallel()
@@ -107,16 +114,16 @@ func TestSweepersOperationsOnEveryState(t *testing.T) {
 		for state := range machine() {
 			for name, do := range map[string]func(id string) error{
 				"redispatch": func(id string) error {
-					_, err := w.store.Redispatch(w.ctx, Waiting{ID: id, Dispatch: w.row(id).dispatch})
+					_, err := w.store.Redispatch(w.ctx, w.waiting(id, 0))
 					return err
 				},
 				"redispatch of an older wake-up": func(id string) error {
-					_, err := w.store.Redispatch(w.ctx, Waiting{ID: id, Dispatch: w.row(id).dispatch - 1})
+					_, err := w.store.Redispatch(w.ctx, w.waiting(id, -1))
 					return err
 				},
-				"seen": func(id string) error { return w.store.Seen(w.ctx, []Waiting{{ID: id, Dispatch: w.row(id).dispatch}}) },
+				"seen": func(id string) error { return w.store.Seen(w.ctx, []Waiting{w.waiting(id, 0)}) },
 				"seen of an older wake-up": func(id string) error {
-					return w.store.Seen(w.ctx, []Waiting{{ID: id, Dispatch: w.row(id).dispatch - 1}})
+					return w.store.Seen(w.ctx, []Waiting{w.waiting(id, -1)})
 				},
 				"expire sources in time": func(string) error { _, err := w.store.ExpireSources(w.ctx, time.Hour, 1000); return err },
 				"expire keys":            func(string) error { return w.store.ExpireKeys(w.ctx, 1000) },

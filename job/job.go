@@ -87,8 +87,9 @@ type Job struct {
 	Progress int
 	// Fence rises at every claim and never falls: it is the right to write. Failures counts against the retry budget.
 	Fence, Failures int64
-	// Dispatch numbers the wake-ups of a queued job.
+	// Dispatch numbers the wake-ups of a queued job; Lane is which of its media's queues they go to.
 	Dispatch int64
+	Lane     int
 
 	Estimate billing.Millicredits
 	// Charged is 0 while queued, the frozen amount while processing, the final amount on success, 0 after failed or canceled.
@@ -100,6 +101,24 @@ type Job struct {
 	ErrorMessage string
 
 	CreatedAt, StartedAt, FinishedAt, DeletedAt time.Time
+}
+
+// Lanes is the number of queues of a media. Lane 0 is served first: what an account with nothing else in flight submits, and
+// what ran before; lane 2 last: what an account submits that has many jobs in flight.
+const Lanes = 3
+
+// WakeUp is a message to the workers that a job is queued.
+type WakeUp struct {
+	ID    string
+	Media engine.Media
+	Lane  int
+	// Number tells the wake-ups of a job apart.
+	Number int64
+}
+
+// WakeUp is the message that belongs to a queued job.
+func (j Job) WakeUp() WakeUp {
+	return WakeUp{ID: j.ID, Media: j.Media, Lane: j.Lane, Number: j.Dispatch}
 }
 
 // Errors that callers tell apart.
@@ -148,7 +167,7 @@ func NewStore(d *db.DB) *Store { return &Store{db: d} }
 
 const columns = `jobs.id, jobs.account_id, jobs.key_id, jobs.tool, jobs.media, jobs.config, jobs.format, jobs.hint, jobs.warnings, jobs.metadata,
 	jobs.source_kind, jobs.source_url, jobs.source_object, jobs.source_ready, jobs.source_size, jobs.upload_id, jobs.results_prefix,
-	jobs.status, jobs.phase, jobs.progress, jobs.fence, jobs.failures, jobs.dispatch, jobs.estimate,
+	jobs.status, jobs.phase, jobs.progress, jobs.fence, jobs.failures, jobs.dispatch, jobs.lane, jobs.estimate,
 	COALESCE((SELECT h.amount FROM holds h WHERE h.job_id = jobs.id AND jobs.status IN ('processing', 'succeeded')), 0),
 	jobs.result_object, jobs.result, jobs.error_code, jobs.error_message, jobs.created_at, jobs.started_at, jobs.finished_at, jobs.deleted_at`
 
@@ -160,7 +179,7 @@ func scan(row scanner) (Job, error) {
 	var created, started, finished, deleted int64
 	err := row.Scan(&j.ID, &j.AccountID, &j.KeyID, &j.Tool, &j.Media, &config, &j.Format, &hint, &warnings, &metadata,
 		&j.Source.Kind, &j.Source.URL, &j.Source.Object, &j.Source.Ready, &j.Source.Size, &j.Source.UploadID, &j.ResultsPrefix,
-		&j.Status, &j.Phase, &j.Progress, &j.Fence, &j.Failures, &j.Dispatch, &j.Estimate, &j.Charged,
+		&j.Status, &j.Phase, &j.Progress, &j.Fence, &j.Failures, &j.Dispatch, &j.Lane, &j.Estimate, &j.Charged,
 		&j.ResultObject, &result, &j.ErrorCode, &j.ErrorMessage, &created, &started, &finished, &deleted)
 	if errors.Is(err, sql.ErrNoRows) {
 		return Job{}, ErrNotFound

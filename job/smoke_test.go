@@ -199,7 +199,7 @@ func sweepStory(w *world) {
 		w.Fatalf("waiting: %+v %v", waiting, err)
 	}
 	w.ok(w.store.Seen(w.ctx, waiting))
-	if n, err := w.store.Redispatch(w.ctx, waiting[0]); err != nil || n != waiting[0].Dispatch+1 {
+	if n, err := w.store.Redispatch(w.ctx, waiting[0]); err != nil || n.Number != waiting[0].Number+1 {
 		w.Errorf("redispatch: %v %v", n, err)
 	}
 	if _, err := w.store.Redispatch(w.ctx, waiting[0]); !errors.Is(err, ErrStale) {

@@ -46,14 +46,11 @@ func (s *Store) Garbage(ctx context.Context, limit int) ([]string, error) {
 
 // Removed forgets objects that are gone from the bucket.
 func (s *Store) Removed(ctx context.Context, objects []string) error {
-	return s.db.InTx(ctx, func(tx *sql.Tx) error {
-		for _, object := range objects {
-			if _, err := tx.ExecContext(ctx, `DELETE FROM garbage WHERE object = $1 AND not_before <= now_micros()`, object); err != nil {
-				return fmt.Errorf("forget garbage: %w", err)
-			}
-		}
-		return nil
-	})
+	steps := make([]db.Step, 0, len(objects))
+	for _, object := range objects {
+		steps = append(steps, db.Step{What: "forget garbage", SQL: `DELETE FROM garbage WHERE object = $1 AND not_before <= now_micros()`, Args: []any{object}})
+	}
+	return s.db.Batch(ctx, steps...)
 }
 
 func (s *Store) strings(ctx context.Context, query string, args ...any) ([]string, error) {
@@ -102,15 +99,14 @@ func (s *Store) LostRuns(ctx context.Context, limit int) ([]Lost, error) {
 
 // Waiting is a queued job whose last wake-up was sent or seen some time ago.
 type Waiting struct {
-	ID       string
-	Media    engine.Media
-	Dispatch int64
+	WakeUp
+	AccountID string
 }
 
 // WaitingJobs reads up to limit queued, due jobs whose wake-up was last seen longer ago than quiet, the longest first.
 func (s *Store) WaitingJobs(ctx context.Context, quiet time.Duration, limit int) ([]Waiting, error) {
-	rows, err := s.db.QueryContext(ctx, `SELECT id, media, dispatch FROM jobs WHERE status = 'queued' AND dispatched_at < now_micros() - $1 AND run_at <= now_micros()
-		ORDER BY dispatched_at, id LIMIT $2`, quiet.Microseconds(), limit)
+	rows, err := s.db.QueryContext(ctx, `SELECT id, media, lane, dispatch, account_id FROM jobs
+		WHERE status = 'queued' AND dispatched_at < now_micros() - $1 AND run_at <= now_micros() ORDER BY dispatched_at, id LIMIT $2`, quiet.Microseconds(), limit)
 	if err != nil {
 		return nil, fmt.Errorf("find waiting jobs: %w", err)
 	}
@@ -118,7 +114,7 @@ func (s *Store) WaitingJobs(ctx context.Context, quiet time.Duration, limit int)
 	var list []Waiting
 	for rows.Next() {
 		var w Waiting
-		if err := rows.Scan(&w.ID, &w.Media, &w.Dispatch); err != nil {
+		if err := rows.Scan(&w.ID, &w.Media, &w.Lane, &w.Number, &w.AccountID); err != nil {
 			return nil, fmt.Errorf("find waiting jobs: %w", err)
 		}
 		list = append(list, w)
@@ -126,25 +122,32 @@ func (s *Store) WaitingJobs(ctx context.Context, quiet time.Duration, limit int)
 	return list, rows.Err()
 }
 
-// Redispatch gives a waiting job a new wake-up number. ErrStale: it is not queued any more, or another sweeper was first.
-func (s *Store) Redispatch(ctx context.Context, w Waiting) (dispatch int64, err error) {
-	err = changeOne(ctx, s.db, `UPDATE jobs SET dispatch = dispatch + 1, dispatched_at = now_micros() WHERE id = $1 AND status = 'queued' AND dispatch = $2`, w.ID, w.Dispatch)
-	return w.Dispatch + 1, err
+// Redispatch gives a waiting job a new wake-up. ErrStale: it is not queued any more, or another sweeper was first.
+func (s *Store) Redispatch(ctx context.Context, w Waiting) (WakeUp, error) {
+	err := changeOne(ctx, s.db, `UPDATE jobs SET dispatch = dispatch + 1, dispatched_at = now_micros() WHERE id = $1 AND status = 'queued' AND dispatch = $2`, w.ID, w.Number)
+	w.Number++
+	return w.WakeUp, err
+}
+
+// Promote moves a waiting job to lane 0, with a new wake-up, when nothing of its account and media is running: however many others come first, an
+// account is always served. ErrStale: something is running, or the job is not waiting any more.
+func (s *Store) Promote(ctx context.Context, w Waiting) (WakeUp, error) {
+	err := changeOne(ctx, s.db, `UPDATE jobs SET lane = 0, dispatch = dispatch + 1, dispatched_at = now_micros() WHERE id = $1 AND status = 'queued' AND dispatch = $2
+		AND NOT EXISTS (SELECT 1 FROM jobs running WHERE running.status = 'processing' AND running.account_id = $3 AND running.media = $4)`, w.ID, w.Number, w.AccountID, w.Media)
+	w.Number, w.Lane = w.Number+1, 0
+	return w.WakeUp, err
 }
 
 // Seen notes that the wake-ups of these jobs are in Redis.
 func (s *Store) Seen(ctx context.Context, jobs []Waiting) error {
-	if len(jobs) == 0 {
+	steps := make([]db.Step, 0, len(jobs))
+	for _, w := range jobs {
+		steps = append(steps, db.Step{What: "note wake-up", SQL: `UPDATE jobs SET dispatched_at = now_micros() WHERE id = $1 AND status = 'queued' AND dispatch = $2`, Args: []any{w.ID, w.Number}})
+	}
+	if len(steps) == 0 {
 		return nil
 	}
-	return s.db.InTx(ctx, func(tx *sql.Tx) error {
-		for _, w := range jobs {
-			if _, err := tx.ExecContext(ctx, `UPDATE jobs SET dispatched_at = now_micros() WHERE id = $1 AND status = 'queued' AND dispatch = $2`, w.ID, w.Dispatch); err != nil {
-				return fmt.Errorf("note wake-up: %w", err)
-			}
-		}
-		return nil
-	})
+	return s.db.Batch(ctx, steps...)
 }
 
 // uploadGrace lets a PUT that began before its upload expired end first: the largest file at 12 Mbit/s.

@@ -334,12 +334,12 @@ func TestWaiting(t *testing.T) {
 			w.ok(err)
 			return list
 		}
-		want := Waiting{ID: quiet, Media: engine.Image, Dispatch: 1}
+		want := w.waiting(quiet, 0)
 		got := waiting()
 		if len(got) != 1 || got[0] != want {
 			t.Fatalf("waiting %+v, want %+v alone of %s", got, want, running)
 		}
-		w.ok(w.store.Seen(w.ctx, []Waiting{{ID: quiet, Dispatch: 7}})) // another wake-up
+		w.ok(w.store.Seen(w.ctx, []Waiting{w.waiting(quiet, 6)})) // another wake-up
 		if got := waiting(); len(got) != 1 {
 			t.Errorf("an old wake-up was seen: %+v", got)
 		}
@@ -348,11 +348,11 @@ func TestWaiting(t *testing.T) {
 		if got := waiting(); len(got) != 0 {
 			t.Errorf("seen, yet waiting: %+v", got)
 		}
-		n, err := w.store.Redispatch(w.ctx, want)
-		if err != nil || n != 2 {
-			t.Errorf("redispatched as %d, %v", n, err)
+		next, err := w.store.Redispatch(w.ctx, want)
+		if err != nil || next != (WakeUp{ID: quiet, Media: engine.Image, Number: 2}) {
+			t.Errorf("redispatched as %+v, %v", next, err)
 		}
-		for _, wrong := range []Waiting{want, {ID: running, Dispatch: 1}, {ID: "job_none", Dispatch: 1}} {
+		for _, wrong := range []Waiting{want, w.waiting(running, 0), {WakeUp: WakeUp{ID: "job_none", Number: 1}}} {
 			if _, err := w.store.Redispatch(w.ctx, wrong); !errors.Is(err, ErrStale) {
 				t.Errorf("%+v: %v", wrong, err)
 			}

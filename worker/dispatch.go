@@ -10,9 +10,10 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"enlarger/engine"
+	"enlarger/job"
 )
 
-// Queues are separate so that a long video never delays an image.
+// Queues are separate so that a long video never delays an image. Each media has one a lane: the first by its plain name.
 const (
 	queueImage = "image"
 	queueVideo = "video"
@@ -21,11 +22,28 @@ const (
 	stopChannel = "enlarger:stop"
 )
 
-func queueOf(media engine.Media) string {
-	if media == engine.Video {
-		return queueVideo
+func queueOf(w job.WakeUp) string {
+	queue := queueImage
+	if w.Media == engine.Video {
+		queue = queueVideo
 	}
-	return queueImage
+	return laneQueue(queue, w.Lane)
+}
+
+func laneQueue(queue string, lane int) string {
+	if lane == 0 {
+		return queue
+	}
+	return fmt.Sprintf("%s.%d", queue, lane)
+}
+
+// lanes are the queues of a media with asynq's priorities: the higher first.
+func lanes(queue string) map[string]int {
+	queues := map[string]int{}
+	for lane := range job.Lanes {
+		queues[laneQueue(queue, lane)] = job.Lanes - lane
+	}
+	return queues
 }
 
 // Dispatcher sends wake-ups. Redis holds nothing else: a wake-up that is lost is sent again by the sweeper, one that comes twice
@@ -48,27 +66,27 @@ func NewDispatcher(client redis.UniversalClient) *Dispatcher {
 // noDeadline is longer than any job: asynq's own time-out (30 minutes when none is set) must never end a run.
 const noDeadline = 365 * 24 * time.Hour
 
-// Dispatch sends wake-up number n of a job.
-func (d *Dispatcher) Dispatch(ctx context.Context, id string, media engine.Media, n int64) error {
-	_, err := d.enqueue(ctx, id, media, n, 0)
+// Dispatch sends a job's wake-up.
+func (d *Dispatcher) Dispatch(ctx context.Context, w job.WakeUp) error {
+	_, err := d.enqueue(ctx, w, 0)
 	return err
 }
 
 // DispatchIn sends a wake-up that is due after a delay.
-func (d *Dispatcher) DispatchIn(ctx context.Context, id string, media engine.Media, n int64, delay time.Duration) error {
-	_, err := d.enqueue(ctx, id, media, n, delay)
+func (d *Dispatcher) DispatchIn(ctx context.Context, w job.WakeUp, delay time.Duration) error {
+	_, err := d.enqueue(ctx, w, delay)
 	return err
 }
 
 // enqueue returns added = false when Redis has that wake-up already.
-func (d *Dispatcher) enqueue(ctx context.Context, id string, media engine.Media, n int64, delay time.Duration) (added bool, err error) {
+func (d *Dispatcher) enqueue(ctx context.Context, w job.WakeUp, delay time.Duration) (added bool, err error) {
 	options := []asynq.Option{
-		asynq.TaskID(wakeUpID(id, n)), asynq.Queue(queueOf(media)), asynq.MaxRetry(100), asynq.Timeout(noDeadline),
+		asynq.TaskID(wakeUpID(w)), asynq.Queue(queueOf(w)), asynq.MaxRetry(100), asynq.Timeout(noDeadline),
 	}
 	if delay > 0 {
 		options = append(options, asynq.ProcessIn(delay))
 	}
-	_, err = d.client.EnqueueContext(ctx, asynq.NewTask(taskRun, []byte(id)), options...)
+	_, err = d.client.EnqueueContext(ctx, asynq.NewTask(taskRun, []byte(w.ID)), options...)
 	if errors.Is(err, asynq.ErrTaskIDConflict) {
 		return false, nil
 	}
@@ -78,11 +96,11 @@ func (d *Dispatcher) enqueue(ctx context.Context, id string, media engine.Media,
 	return true, nil
 }
 
-func wakeUpID(id string, n int64) string { return fmt.Sprintf("%s:%d", id, n) }
+func wakeUpID(w job.WakeUp) string { return fmt.Sprintf("%s:%d", w.ID, w.Number) }
 
 // lost says whether a wake-up that is in Redis will never be delivered: it was dequeued, or gave up, while its job is still queued.
-func (d *Dispatcher) lost(id string, media engine.Media, n int64) bool {
-	info, err := d.inspector.GetTaskInfo(queueOf(media), wakeUpID(id, n))
+func (d *Dispatcher) lost(w job.WakeUp) bool {
+	info, err := d.inspector.GetTaskInfo(queueOf(w), wakeUpID(w))
 	if err != nil {
 		return false
 	}

@@ -49,9 +49,9 @@ func TestAcknowledgedOnlyWhenRecorded(t *testing.T) {
 	running := r.submit(r.submission("wait", "3x2"))
 	waiting, err := r.jobs.Submit(r.ctx, r.submission("copy", "3x2"))
 	must(t, err)
-	wakeUp := func(id string) *asynq.TaskInfo {
+	wakeUp := func(w job.WakeUp) *asynq.TaskInfo {
 		t.Helper()
-		info, err := dispatcher.inspector.GetTaskInfo(queueImage, wakeUpID(id, 1))
+		info, err := dispatcher.inspector.GetTaskInfo(queueOf(w), wakeUpID(w))
 		if err != nil {
 			t.Fatalf("the wake-up is gone: %v", err)
 		}
@@ -60,13 +60,13 @@ func TestAcknowledgedOnlyWhenRecorded(t *testing.T) {
 	r.workAlone(r.config("a"))
 	r.running()
 	testbed.Until(t, 10*time.Second, "the run to be recorded", func() bool { return r.get(running).Phase == job.PhaseProcessing })
-	if got := wakeUp(running); got.State != asynq.TaskStateActive {
+	if got := wakeUp(r.get(running).WakeUp()); got.State != asynq.TaskStateActive {
 		t.Errorf("the wake-up of a run under way is %v", got.State)
 	}
 
 	proxy.Cut()
-	must(t, dispatcher.Dispatch(r.ctx, waiting.ID, waiting.Media, 1))
-	testbed.Until(t, 20*time.Second, "a delivery that cannot be recorded", func() bool { return wakeUp(waiting.ID).Retried > 0 })
+	must(t, dispatcher.Dispatch(r.ctx, waiting.WakeUp()))
+	testbed.Until(t, 20*time.Second, "a delivery that cannot be recorded", func() bool { return wakeUp(waiting.WakeUp()).Retried > 0 })
 	proxy.Heal()
 	r.ends(waiting.ID, job.Succeeded, "") // delivered again, with no sweeper to help
 	_, err = r.jobs.Cancel(r.ctx, r.account, running)

@@ -58,7 +58,7 @@ func TestMetricsTellWhatHappened(t *testing.T) {
 		is("runs lost", ended(endLost), 1)
 		is("runs under way at the end", m.running.WithLabelValues("image"), 0)
 		before := testutil.ToFloat64(m.stale)
-		must(t, NewDispatcher(r.redis).Dispatch(r.ctx, id, engine.Image, 7))
+		must(t, NewDispatcher(r.redis).Dispatch(r.ctx, job.WakeUp{ID: id, Media: engine.Image, Number: 7}))
 		testbed.Until(r, 10*time.Second, "the wake-up of a job that is over", func() bool { return testutil.ToFloat64(m.stale) > before })
 		is("claims", m.claims.WithLabelValues("double"), 7)
 		if n := testutil.CollectAndCount(m.steps); n != 6 {

@@ -229,7 +229,7 @@ func (r *rig) submit(sub job.Submission) string {
 	r.Helper()
 	j, err := r.jobs.Submit(r.ctx, sub)
 	must(r.T, err)
-	must(r.T, NewDispatcher(r.redis).Dispatch(r.ctx, j.ID, j.Media, j.Dispatch))
+	must(r.T, NewDispatcher(r.redis).Dispatch(r.ctx, j.WakeUp()))
 	return j.ID
 }
 

@@ -374,7 +374,7 @@ func (r *run) yield(ctx context.Context) error {
 		return r.ended(ctx, err)
 	}
 	r.removeResult(ctx)
-	return r.dispatcher.Dispatch(ctx, r.job.ID, r.job.Media, dispatch)
+	return r.dispatcher.Dispatch(ctx, job.WakeUp{ID: r.job.ID, Media: r.job.Media, Number: dispatch})
 }
 
 // gaveUp is what the client of a job hears that failed for our reasons until its budget was used up.
@@ -397,7 +397,7 @@ func (r *run) retry(ctx context.Context) error {
 		r.ending = endGaveUp
 		return nil
 	}
-	return r.dispatcher.DispatchIn(ctx, r.job.ID, r.job.Media, dispatch, delay)
+	return r.dispatcher.DispatchIn(ctx, job.WakeUp{ID: r.job.ID, Media: r.job.Media, Number: dispatch}, delay)
 }
 
 // removeResult takes away what this fence wrote for nothing. The sweeper finds it too, later.

@@ -93,7 +93,7 @@ func (s *Sweeper) lostRuns(ctx context.Context) error {
 		if final {
 			continue
 		}
-		if err := s.Dispatcher.Dispatch(ctx, l.ID, l.Media, dispatch); err != nil {
+		if err := s.Dispatcher.Dispatch(ctx, job.WakeUp{ID: l.ID, Media: l.Media, Number: dispatch}); err != nil {
 			return err
 		}
 	}
@@ -121,6 +121,9 @@ func (s *Sweeper) waitingJobs(ctx context.Context) error {
 		if err := s.Jobs.Seen(ctx, jobs); err != nil {
 			return err
 		}
+		if err := s.promote(ctx, jobs); err != nil {
+			return err
+		}
 		if repaired > 0 {
 			s.Metrics.wakeUpsRepaired(repaired)
 			s.Log.Info("wake-ups sent again", zap.Int("jobs", repaired))
@@ -132,13 +135,43 @@ func (s *Sweeper) waitingJobs(ctx context.Context) error {
 	return nil
 }
 
+// promote lets the longest waiting job of each account go first of which nothing is running.
+func (s *Sweeper) promote(ctx context.Context, jobs []job.Waiting) error {
+	type line struct {
+		account string
+		media   engine.Media
+	}
+	looked := map[line]bool{}
+	for _, w := range jobs {
+		l := line{w.AccountID, w.Media}
+		if looked[l] {
+			continue
+		}
+		looked[l] = true
+		if w.Lane == 0 {
+			continue
+		}
+		next, err := s.Jobs.Promote(ctx, w)
+		if errors.Is(err, job.ErrStale) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if err := s.Dispatcher.Dispatch(ctx, next); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // look sends a waiting job's wake-up again when Redis does not have it, or will never deliver it.
 func (s *Sweeper) look(ctx context.Context, w job.Waiting) (repaired bool, err error) {
-	added, err := s.Dispatcher.enqueue(ctx, w.ID, w.Media, w.Dispatch, 0)
+	added, err := s.Dispatcher.enqueue(ctx, w.WakeUp, 0)
 	if err != nil || added {
 		return added, err
 	}
-	if !s.Dispatcher.lost(w.ID, w.Media, w.Dispatch) {
+	if !s.Dispatcher.lost(w.WakeUp) {
 		return false, nil
 	}
 	next, err := s.Jobs.Redispatch(ctx, w)
@@ -148,7 +181,7 @@ func (s *Sweeper) look(ctx context.Context, w job.Waiting) (repaired bool, err e
 	if err != nil {
 		return false, err
 	}
-	return true, s.Dispatcher.Dispatch(ctx, w.ID, w.Media, next)
+	return true, s.Dispatcher.Dispatch(ctx, next)
 }
 
 func (s *Sweeper) expired(ctx context.Context) error {

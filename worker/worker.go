@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"strings"
 	"sync"
 	"time"
 
@@ -141,7 +142,8 @@ func New(cfg Config) (*Worker, error) {
 func (w *Worker) server(queue string, concurrency int) *asynq.Server {
 	return asynq.NewServerFromRedisClient(w.Redis, asynq.Config{
 		Concurrency:       concurrency,
-		Queues:            map[string]int{queue: 1},
+		Queues:            lanes(queue),
+		StrictPriority:    true,
 		TaskCheckInterval: w.Poll,
 		// How often wake-ups that were due later are looked at.
 		DelayedTaskCheckInterval: 10 * w.Poll,
@@ -200,6 +202,7 @@ func (w *Worker) drain() {
 func (w *Worker) handle(ctx context.Context, task *asynq.Task) error {
 	id := string(task.Payload())
 	queue, _ := asynq.GetQueueName(ctx)
+	queue, _, _ = strings.Cut(queue, ".")
 	slots := w.slots[queue]
 	if slots == nil {
 		return nil

@@ -266,10 +266,10 @@ func TestWakeUpThatDiedWithItsWorkerIsReplaced(t *testing.T) {
 		j, err := r.jobs.Submit(r.ctx, sub)
 		must(t, err)
 		d := NewDispatcher(r.redis)
-		must(t, d.Dispatch(r.ctx, j.ID, j.Media, j.Dispatch))
+		must(t, d.Dispatch(r.ctx, j.WakeUp()))
 		// A wake-up that gave up is never delivered, and its id is taken.
 		testbed.Until(r, 10*time.Second, "the wake-up to be archived", func() bool {
-			return d.inspector.ArchiveTask(queueImage, wakeUpID(j.ID, j.Dispatch)) == nil
+			return d.inspector.ArchiveTask(queueImage, wakeUpID(j.WakeUp())) == nil
 		})
 		r.start(r.config("a"))
 		if done := r.ends(j.ID, job.Succeeded, ""); done.Dispatch != 2 || done.Failures != 0 {
@@ -283,7 +283,7 @@ func TestSecondDeliveryClaimsNothing(t *testing.T) {
 		r.start(r.config("a"))
 		id := r.submit(r.submission("copy", "3x2"))
 		for n := range int64(10) {
-			must(t, NewDispatcher(r.redis).Dispatch(r.ctx, id, engine.Image, 100+n))
+			must(t, NewDispatcher(r.redis).Dispatch(r.ctx, job.WakeUp{ID: id, Media: engine.Image, Number: 100 + n}))
 		}
 		r.ends(id, job.Succeeded, "")
 		after := r.submit(r.submission("copy", "3x2"))

@@ -103,7 +103,7 @@ func (r *rig) submit(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("submit: %w", err)
 	}
-	return r.dispatcher.Dispatch(ctx, j.ID, j.Media, j.Dispatch)
+	return r.dispatcher.Dispatch(ctx, j.WakeUp())
 }
 
 // startWorker runs worker and sweeper as `enlarger worker` does.
