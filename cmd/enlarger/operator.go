@@ -19,7 +19,11 @@ const operatorTimeout = time.Minute
 
 // withDatabase opens the database for an operator's command. The schema must be there.
 func (a *app) withDatabase(do func(ctx context.Context, d *db.DB) error) error {
-	ctx, stop := context.WithTimeout(a.base, operatorTimeout)
+	return a.withDatabaseFor(operatorTimeout, do)
+}
+
+func (a *app) withDatabaseFor(limit time.Duration, do func(ctx context.Context, d *db.DB) error) error {
+	ctx, stop := context.WithTimeout(a.base, limit)
 	defer stop()
 	d, err := db.Open(ctx, db.Config{URL: a.settings.database(), MaxConns: 2})
 	if err != nil {
@@ -292,7 +296,7 @@ type auditCommand struct {
 }
 
 func (c auditCommand) Run(a *app) error {
-	return a.withDatabase(func(ctx context.Context, d *db.DB) error {
+	return a.withDatabaseFor(auditFor, func(ctx context.Context, d *db.DB) error {
 		found, err := job.NewStore(d).Audit(ctx)
 		if err != nil {
 			return err

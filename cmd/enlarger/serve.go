@@ -74,6 +74,7 @@ type parts struct {
 	fetcher  *storage.Fetcher
 	// scratch holds the local files of this process's runs.
 	scratch *worker.Scratch
+	metrics *metrics
 	// media serves the embedded store under its bucket's path; nil when the storage is elsewhere.
 	media http.Handler
 	// closers run last to first.
@@ -109,15 +110,23 @@ func (a *app) serve(name string, check func(*settings) error, do roles) error {
 
 	sweeper := &worker.Sweeper{
 		Jobs: p.jobs, Storage: p.storage, Dispatcher: worker.NewDispatcher(p.redis), Log: p.log.Named("sweeper"),
-		Every: p.settings.Sweep, Budget: p.settings.RetryBudget, KeepSources: p.settings.KeepSources,
+		Every: p.settings.Sweep, Budget: p.settings.RetryBudget, KeepSources: p.settings.KeepSources, Metrics: p.metrics.worker,
 	}
 	group.Go(func() error { return sweeper.Run(ending) })
+	if p.settings.Metrics != "" {
+		if err := p.metrics.serve(group, ending, p.settings.Metrics, p.log); err != nil {
+			end()
+			return errors.Join(err, group.Wait())
+		}
+	}
 	if do.worker {
 		w, err := p.newWorker()
 		if err != nil {
 			return err
 		}
 		group.Go(func() error { return w.Run(ending) })
+		books := auditor{jobs: p.jobs, every: p.settings.AuditEvery, log: p.log.Named("audit")}
+		group.Go(func() error { books.run(ending); return nil })
 	}
 	if do.api {
 		if err := p.serveAPI(group, ending); err != nil {
@@ -164,6 +173,7 @@ func (p *parts) build(ctx context.Context, do roles) error {
 		return err
 	}
 	p.jobs = job.NewStore(p.db)
+	p.metrics = newMetrics(p.jobs, billing.NewLedger(p.db), p.log.Named("metrics"))
 	if err := p.openRedis(ctx); err != nil {
 		return err
 	}
@@ -346,7 +356,7 @@ func (p *parts) newWorker() (*worker.Worker, error) {
 	s := p.settings
 	return worker.New(worker.Config{
 		Name: s.workerName(), Jobs: p.jobs, Prices: p.prices, Catalog: p.catalog, Storage: p.storage, Fetcher: p.fetcher, Redis: p.redis,
-		Log: p.log.Named("worker"), Scratch: p.scratch.Dir,
+		Log: p.log.Named("worker"), Metrics: p.metrics.worker, Scratch: p.scratch.Dir,
 		ImageSlots: s.imageSlots(), VideoSlots: s.VideoSlots, Memory: s.Memory, Lease: s.Lease, Heartbeat: s.Heartbeat, Budget: s.RetryBudget,
 		Grace: s.Grace, ImageTimeout: s.ImageTimeout, VideoTimeout: s.VideoTimeout, MaxUpload: s.MaxVideoBytes, MaxFetch: s.MaxFetchBytes,
 	})
@@ -389,7 +399,7 @@ func (p *parts) serveAPI(group *errgroup.Group, ending context.Context) error {
 			MaxImage: s.MaxImageJobs, MaxVideo: s.MaxVideoJobs, ResultURLTTL: s.ResultURLLife, UploadTTL: s.UploadLife,
 		},
 		Geo: api.Geo{Header: s.GeoHeader, Countries: s.GeoBlocked}, Proxies: proxies,
-		PublicURL: p.public, Now: time.Now, Log: p.log.Named("api"), Version: version,
+		PublicURL: p.public, Now: time.Now, Log: p.log.Named("api"), Metrics: p.metrics.api, Version: version,
 	})
 	if err != nil {
 		return err

@@ -76,6 +76,9 @@ type settings struct {
 	Models        string `env:"ENLARGER_MODELS" placeholder:"DIR" help:"Folder of your own models with their manifests, used before the shipped ones; see docs/models.md."`
 	NeuralThreads int    `env:"ENLARGER_NEURAL_THREADS" default:"0" help:"Threads that neural models compute on, for all jobs of a worker together; 0 means the number of CPUs."`
 
+	AuditEvery time.Duration `env:"ENLARGER_AUDIT_EVERY" default:"24h" help:"How often one process of the fleet checks the books by itself and logs rows that do not agree; 0 is never. The first time is after a random part of it."`
+	Metrics    string        `env:"ENLARGER_METRICS_ADDRESS" name:"metrics-address" placeholder:"ADDR" help:"Address for Prometheus, such as 127.0.0.1:9100: GET /metrics. It asks nobody for a key, so keep it where only operators reach it. Default: off."`
+
 	LogLevel  string `env:"ENLARGER_LOG_LEVEL" default:"info" enum:"debug,info,warn,error" help:"debug, info, warn or error."`
 	LogFormat string `env:"ENLARGER_LOG_FORMAT" default:"auto" enum:"auto,json,text" help:"json, text, or auto: text on a terminal."`
 }
@@ -116,6 +119,9 @@ func (s *settings) check() error {
 	}
 	if s.Lease < 2*s.Heartbeat {
 		faults = append(faults, fmt.Errorf("ENLARGER_LEASE (%v) must be at least two heartbeats (ENLARGER_HEARTBEAT, %v)", s.Lease, s.Heartbeat))
+	}
+	if s.AuditEvery < 0 {
+		faults = append(faults, errors.New("ENLARGER_AUDIT_EVERY must not be negative"))
 	}
 	const week = 7 * 24 * time.Hour // no signed URL lives longer
 	if s.UploadLife < time.Second || s.UploadLife > week {
