@@ -42,6 +42,7 @@ var rooms = map[string]struct {
 	"storage":            {nil, "a leaf: objects and fetches, whoever asks"},
 	"db":                 {nil, "a leaf: connections, transactions and migrations, whoever asks"},
 	"fixtures":           {nil, "the replayer is a client: it knows the API by its URL only"},
+	"faults":             {[]string{"*"}, ""},
 	"testbed":            {nil, "tests of every room use it, so it may know none of them"},
 }
 
@@ -64,7 +65,7 @@ var outside = []struct {
 	only   []string
 	why    string
 }{
-	{"os/exec", []string{"engine/ffmpeg", "testbed"}, "every process is started where its limits, its group and its death are looked after"},
+	{"os/exec", []string{"engine/ffmpeg", "testbed", "faults"}, "every process is started where its limits, its group and its death are looked after"},
 	{"database/sql", []string{"job", "billing", "account", "webhook", "db", "cmd/enlarger"}, "SQL lives beside the rule it protects"},
 	{"github.com/jackc/pgx", []string{"db", "testbed", "cmd/enlarger"}, "one room knows which database it is"},
 	{"modernc.org/sqlite", []string{"db"}, "one room knows which database it is"},
@@ -132,8 +133,10 @@ func broken(p pkg) []string {
 		if strings.HasPrefix(path, module+"/") {
 			to, rule := roomOf(path), rooms[room]
 			switch {
-			case to == "testbed" && room != "testbed" && room != "cmd/enlarger-bench":
+			case to == "testbed" && room != "testbed" && room != "cmd/enlarger-bench" && room != "faults":
 				all = append(all, fmt.Sprintf("%s imports testbed outside its tests: only tests and the benchmarks start private servers", p.ImportPath))
+			case to == "faults":
+				all = append(all, fmt.Sprintf("%s imports faults outside its tests: a fleet to be broken is for tests", p.ImportPath))
 			case to == room || slices.Contains(rule.may, to) || isNarrow(room, path):
 			case !slices.Contains(rule.may, "*"):
 				all = append(all, fmt.Sprintf("%s imports %s: %s", p.ImportPath, path, rule.why))
@@ -247,6 +250,8 @@ func TestArrowRulesCatch(t *testing.T) {
 		{"enlarger/cmd/enlarger", "enlarger/worker", false},
 		{"enlarger/cmd/enlarger", "enlarger/testbed", true},
 		{"enlarger/cmd/enlarger-bench", "enlarger/testbed", false},
+		{"enlarger/faults", "enlarger/testbed", false},
+		{"enlarger/cmd/enlarger", "enlarger/faults", true},
 		{"enlarger/api", "enlarger/job", false},
 		{"enlarger/api/page", "enlarger/api", false},
 		{"enlarger/api", "enlarger/worker", true},

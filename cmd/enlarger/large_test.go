@@ -17,9 +17,20 @@ import (
 	"testing"
 	"time"
 
+	"enlarger/faults"
 	"enlarger/job"
 	"enlarger/testbed"
 )
+
+// fleet is a fleet with files too large to be held in memory.
+type fleet struct{ *faults.Fleet }
+
+func check(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
 
 // TestLargeFiles moves a 2 GB video and a 200 MiB picture through a fleet and holds its processes to their memory bounds. It writes
 // some 10 GB to the disk and takes minutes, so it runs by `make test-large` only.
@@ -28,16 +39,16 @@ func TestLargeFiles(t *testing.T) {
 		t.Skip("large files are tested by `make test-large`")
 	}
 	const mb = 1 << 20
-	f := startFleet(t, 1, nil)
-	api := f.apis[0]
-	worker := f.worker(1, nil)
+	f := fleet{faults.New(t, 1, nil)}
+	api := f.API(0)
+	worker := f.Worker("worker")
 
 	t.Run("over the limit", func(t *testing.T) {
 		sent := &counter{limit: 1 << 30}
-		request, err := http.NewRequest(http.MethodPost, f.urls[0]+"/api/v1/jobs", sent)
+		request, err := http.NewRequest(http.MethodPost, api.URL+"/api/v1/jobs", sent)
 		check(t, err)
 		request.ContentLength = sent.limit
-		request.Header.Set("Authorization", "Bearer "+f.keys[0])
+		request.Header.Set("Authorization", "Bearer "+f.Key())
 		request.Header.Set("Content-Type", "multipart/form-data; boundary=x")
 		request.Header.Set("Expect", "100-continue")
 		response, err := (&http.Transport{ExpectContinueTimeout: 5 * time.Second}).RoundTrip(request)
@@ -55,24 +66,24 @@ func TestLargeFiles(t *testing.T) {
 		if j.Result.Width != 11800 || j.Result.Height != 11800 {
 			t.Errorf("result %+v", j.Result)
 		}
-		t.Logf("after the picture: API peak %d MiB, worker peak %d MiB", peak(t, api)/mb, peak(t, worker)/mb)
+		t.Logf("after the picture: API peak %d MiB, worker peak %d MiB", peak(t, api.Process)/mb, peak(t, worker.Process)/mb)
 	})
 	t.Run("2 GB video", func(t *testing.T) {
 		path := filepath.Join(t.TempDir(), "padded.mp4")
-		paddedClip(t, path, f.media("clip.mp4"), 2_000_000_000)
+		paddedClip(t, path, f.Media("clip.mp4"), 2_000_000_000)
 		id := f.putClip(t, path)
 		if j := f.waitFor(t, id); j.Source.Size < 2_000_000_000 {
 			t.Errorf("source of %d bytes", j.Source.Size)
 		}
-		t.Logf("after the video: API peak %d MiB, worker peak %d MiB", peak(t, api)/mb, peak(t, worker)/mb)
+		t.Logf("after the video: API peak %d MiB, worker peak %d MiB", peak(t, api.Process)/mb, peak(t, worker.Process)/mb)
 	})
-	if rss := peak(t, api); rss > 100*1000*1000 {
+	if rss := peak(t, api.Process); rss > 100*1000*1000 {
 		t.Errorf("the API process took %d MB at its peak, promised below 100", rss/1000/1000)
 	}
-	if rss := peak(t, worker); rss > 300*1000*1000 {
+	if rss := peak(t, worker.Process); rss > 300*1000*1000 {
 		t.Errorf("the worker process took %d MB at its peak, promised below 300", rss/1000/1000)
 	}
-	f.auditClean()
+	f.End()
 }
 
 // counter is an endless body that counts what is taken of it.
@@ -150,7 +161,7 @@ func paddedClip(t *testing.T, path string, clip []byte, size int64) {
 }
 
 // upload submits a picture from a file by multipart, streamed.
-func (f *fleet) upload(t *testing.T, path string) string {
+func (f fleet) upload(t *testing.T, path string) string {
 	t.Helper()
 	file, err := os.Open(path)
 	check(t, err)
@@ -168,24 +179,22 @@ func (f *fleet) upload(t *testing.T, path string) string {
 		}
 		pipe.CloseWithError(err)
 	}()
-	id, err := accepted(f.do(0, "POST", "/jobs", form.FormDataContentType(), body))
+	id, err := f.Submit(faults.Request{ContentType: form.FormDataContentType(), Body: body, Patient: true})
 	check(t, err)
 	return id
 }
 
 // putClip submits a video from a file by the two-step upload, streamed.
-func (f *fleet) putClip(t *testing.T, path string) string {
+func (f fleet) putClip(t *testing.T, path string) string {
 	t.Helper()
 	info, err := os.Stat(path)
 	check(t, err)
-	status, answer := f.do(0, "POST", "/uploads", "application/json", strings.NewReader(fmt.Sprintf(`{"file_name":"clip.mp4","file_size":%d}`, info.Size())))
-	if status != http.StatusCreated {
-		t.Fatalf("upload: %d %v", status, answer)
-	}
+	upload, address, err := f.OpenUpload(faults.Request{}, int(info.Size()))
+	check(t, err)
 	file, err := os.Open(path)
 	check(t, err)
 	defer file.Close()
-	request, err := http.NewRequest(http.MethodPut, answer["put_url"].(string), file)
+	request, err := http.NewRequest(http.MethodPut, address, file)
 	check(t, err)
 	request.ContentLength = info.Size()
 	request.Header.Set("Content-Type", "video/mp4")
@@ -195,18 +204,19 @@ func (f *fleet) putClip(t *testing.T, path string) string {
 	if response.StatusCode != http.StatusOK {
 		t.Fatalf("put: %s", response.Status)
 	}
-	id, err := accepted(f.do(0, "POST", "/jobs", "application/json", strings.NewReader(fmt.Sprintf(`{"upload_id":%q,"tool":"video_upscale"}`, answer["upload_id"]))))
+	id, err := f.Submit(faults.Request{
+		ContentType: "application/json", Body: strings.NewReader(fmt.Sprintf(`{"upload_id":%q,"tool":"video_upscale"}`, upload)),
+	})
 	check(t, err)
 	return id
 }
 
-func (f *fleet) waitFor(t *testing.T, id string) job.Job {
+func (f fleet) waitFor(t *testing.T, id string) job.Job {
 	t.Helper()
-	testbed.Until(t, 10*time.Minute, "the end of the job", func() bool { return f.job(id).Status.Terminal() })
-	j := f.job(id)
+	testbed.Until(t, 10*time.Minute, "the end of the job", func() bool { return f.Job(id).Status.Terminal() })
+	j := f.Job(id)
 	if j.Status != job.Succeeded {
 		t.Fatalf("job ended %s: %s %s", j.Status, j.ErrorCode, j.ErrorMessage)
 	}
-	check(t, f.download(id))
 	return j
 }

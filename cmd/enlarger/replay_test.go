@@ -5,13 +5,13 @@ import (
 	"context"
 	"fmt"
 	"net"
-	"net/http"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 
+	"enlarger/faults"
 	"enlarger/testbed"
 )
 
@@ -74,20 +74,20 @@ func arrangedCases() []string {
 func TestReplayAgainstArrangedServer(t *testing.T) {
 	t.Parallel()
 	postgres := testbed.Postgres(t)
-	f := startFleet(t, 1, map[string]string{
+	f := faults.New(t, 1, map[string]string{
 		"ENLARGER_DATABASE": postgres.Database(t), "ENLARGER_GEO_HEADER": "X-Country", "ENLARGER_GEO_BLOCKED": "XX",
 		"ENLARGER_UPLOAD_LIFE": "1s", "ENLARGER_IMAGE_TIMEOUT": "1ms", "ENLARGER_SWEEP": "1s",
 	})
-	worker := f.worker(1, nil)
-	broken, err := f.photo(0, f.media("astronaut.png"), 4)
+	worker := f.Worker("worker")
+	broken, err := f.Photo(faults.Request{}, f.Media("astronaut.png"))
 	check(t, err)
-	testbed.Until(t, time.Minute, "the end of a job", func() bool { return f.job(broken).Status.Terminal() })
-	f.damage(broken)
+	testbed.Until(t, time.Minute, "the end of a job", func() bool { return f.Job(broken).Status.Terminal() })
+	damage(t, f.Settings["ENLARGER_DATABASE"], broken)
 
 	replay := func(passed string, args ...string) {
 		t.Helper()
-		args = append([]string{"replay", "--url", f.urls[0], "--key", f.keys[0], "--timeout", "1m", "--broken-job", broken}, args...)
-		if out := f.cli(args...); !strings.HasSuffix(out, passed+"\n") {
+		args = append([]string{"replay", "--url", f.API(0).URL, "--key", f.Key(), "--timeout", "1m", "--broken-job", broken}, args...)
+		if out := f.CLI(args...); !strings.HasSuffix(out, passed+"\n") {
 			t.Errorf("%q:\n%s", args, out)
 		}
 	}
@@ -97,27 +97,28 @@ func TestReplayAgainstArrangedServer(t *testing.T) {
 	postgres.Stop()
 	replay("1 passed, 0 failed, 1 skipped", "--needs", "outage", "--case", "service-unavailable")
 	postgres.Start(t)
-	testbed.WaitHTTP(t, f.urls[0]+"/readyz")
+	testbed.WaitHTTP(t, f.API(0).URL+"/readyz")
 
-	status, credits := f.do(0, "GET", "/credits", "", nil)
-	if status != http.StatusOK || credits["balance"] != 10000.0 || credits["used"] != 0.0 || credits["frozen"] != 0.0 {
-		t.Errorf("%d, credits %v; nothing was to be charged", status, credits)
+	if balance, frozen, used := f.Credits(""); frozen != 0 || used != 0 {
+		t.Errorf("balance %v, frozen %v, used %v; nothing was to be charged", balance, frozen, used)
 	}
 	if code := worker.Stop(t, time.Minute); code != 0 {
 		t.Errorf("the worker ended with exit status %d", code)
 	}
-	f.auditClean()
+	if out := f.CLI("audit"); !strings.Contains(out, "clean") {
+		t.Errorf("audit: %s", out)
+	}
 }
 
 // damage makes a job's row unreadable to the server.
-func (f *fleet) damage(id string) {
-	f.Helper()
-	conn, err := pgx.Connect(f.Context(), f.env["ENLARGER_DATABASE"])
-	check(f.T, err)
-	defer conn.Close(f.Context()) //nolint:errcheck // nothing is left to lose
-	tag, err := conn.Exec(f.Context(), "UPDATE jobs SET metadata = 'damaged' WHERE id = $1", id)
+func damage(t *testing.T, database, id string) {
+	t.Helper()
+	conn, err := pgx.Connect(t.Context(), database)
+	check(t, err)
+	defer conn.Close(t.Context()) //nolint:errcheck // nothing is left to lose
+	tag, err := conn.Exec(t.Context(), "UPDATE jobs SET metadata = 'damaged' WHERE id = $1", id)
 	if err != nil || tag.RowsAffected() != 1 {
-		f.Fatalf("damage %s: %v, %v", id, tag, err)
+		t.Fatalf("damage %s: %v, %v", id, tag, err)
 	}
 }
 
