@@ -57,6 +57,7 @@ func Tools(o Options) []engine.Tool {
 	o = o.withDefaults()
 	return []engine.Tool{
 		upscaleTool(o),
+		denoiseTool(o),
 		cartoonizeTool(o),
 	}
 }
