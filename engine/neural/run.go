@@ -397,18 +397,19 @@ type window struct {
 func (v view) scatter(i, x, y int, to window) {
 	channel := v.tensor.place(i)
 	factor, term := v.tensor.affine(channel)
+	inverse := 1 / factor
 	first, step := v.samples(channel)
 	for row := range to.height {
 		from := v.data[first+((y+row)*v.width+x)*step:]
 		line := to.plane[(to.y+row)*to.stride+to.x:][:to.width]
 		if step == 1 {
 			for col, value := range from[:len(line)] {
-				line[col] = bounded((value - term) / factor)
+				line[col] = bounded((value - term) * inverse)
 			}
 			continue
 		}
 		for col := range line {
-			line[col] = bounded((from[col*step] - term) / factor)
+			line[col] = bounded((from[col*step] - term) * inverse)
 		}
 	}
 }
