@@ -32,8 +32,8 @@ func grainy(img *image.NRGBA, deviation float64, seed uint64) *image.NRGBA {
 	return out
 }
 
-// greyOf is the green of a picture.
-func greyOf(img *image.NRGBA) *image.Gray {
+// greenOnly is the green of a picture.
+func greenOnly(img *image.NRGBA) *image.Gray {
 	out := image.NewGray(img.Rect)
 	for i := range out.Pix {
 		out.Pix[i] = img.Pix[4*i+1]
@@ -86,7 +86,7 @@ func TestSameSizeKeepsGreyAlphaAndDepth(t *testing.T) {
 		t.Run(tool, func(t *testing.T) {
 			t.Parallel()
 			img := grainy(scene(120, 90), 15, 2)
-			if _, got := (job{tool: tool, format: "png"}).must(t, pngBytes(t, greyOf(img))); got.ColorModel() != color.GrayModel {
+			if _, got := (job{tool: tool, format: "png"}).must(t, pngBytes(t, greenOnly(img))); got.ColorModel() != color.GrayModel {
 				t.Errorf("grey became %T", got)
 			}
 			for i := 3; i < len(img.Pix); i += 4 {
