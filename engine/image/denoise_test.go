@@ -26,7 +26,7 @@ func TestNoiseIsMeasured(t *testing.T) {
 	for _, deviation := range []float64{0, 3, 8, 20, 45} {
 		img := grainy(striped(320, 240), deviation, 5)
 		for _, grey := range []bool{false, true} {
-			source := rasterOf(img)
+			source := laidOut(img)
 			if grey {
 				for i := 0; i < len(source.pix); i += 4 {
 					source.pix[i], source.pix[i+2] = source.pix[i+1], source.pix[i+1]
@@ -60,7 +60,7 @@ func TestNoiseOfFlatAreas(t *testing.T) {
 	for y := range 150 {
 		copy(img.Pix[img.PixOffset(100, 75+y):], photo.Pix[photo.PixOffset(0, y):][:4*200])
 	}
-	got, err := measureNoise(t.Context(), rasterOf(img))
+	got, err := measureNoise(t.Context(), laidOut(img))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -98,7 +98,7 @@ func TestDenoiseLeavesCleanAlone(t *testing.T) {
 
 func TestDenoiseHasNoSeams(t *testing.T) {
 	t.Parallel()
-	source := rasterOf(grainy(scene(230, 170), 20, 8))
+	source := laidOut(grainy(scene(230, 170), 20, 8))
 	d := newDenoiser(source, noiseModel{luma: 20.0 / 255, chroma: 20.0 / 255, clipped: [2]bool{true, true}})
 	if most := seamless(t, source, d.filter()); most > 0.5 {
 		t.Errorf("squares and the whole differ by %.2f codes", most)

@@ -232,8 +232,8 @@ func seamless(t *testing.T, source *raster, f filter) float64 {
 	return most * 255
 }
 
-// rasterOf makes a raster of a picture.
-func rasterOf(img *image.NRGBA) *raster {
+// laidOut makes a raster of a picture.
+func laidOut(img *image.NRGBA) *raster {
 	r := &raster{width: img.Rect.Dx(), height: img.Rect.Dy(), pix: img.Pix, grey: true}
 	for i := 0; i < len(img.Pix); i += 4 {
 		r.alpha = r.alpha || img.Pix[i+3] != 255
