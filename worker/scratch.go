@@ -27,13 +27,32 @@ func OpenScratch(root string) (*Scratch, error) {
 	if err := removeDead(root); err != nil {
 		return nil, err
 	}
+	// Between making and locking it a directory looks dead to a process that starts at the same moment, and may be taken away.
+	const tries = 10
+	var err error
+	for range tries {
+		var s *Scratch
+		if s, err = newScratch(root); err == nil {
+			return s, nil
+		}
+	}
+	return nil, err
+}
+
+func newScratch(root string) (*Scratch, error) {
 	dir, err := os.MkdirTemp(root, "worker-")
 	if err != nil {
 		return nil, fmt.Errorf("scratch directory: %w", err)
 	}
-	lock, held, err := tryLock(filepath.Join(dir, lockName))
+	path := filepath.Join(dir, lockName)
+	lock, held, err := tryLock(path)
 	if err != nil || held {
 		return nil, errors.Join(fmt.Errorf("lock scratch directory %s", dir), err)
+	}
+	locked, err1 := lock.Stat()
+	there, err2 := os.Stat(path)
+	if err := errors.Join(err1, err2); err != nil || !os.SameFile(locked, there) {
+		return nil, errors.Join(fmt.Errorf("scratch directory %s was taken away", dir), err, lock.Close())
 	}
 	return &Scratch{Dir: dir, lock: lock}, nil
 }
