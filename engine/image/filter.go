@@ -144,8 +144,24 @@ func wrapRun(ctx context.Context, name string, err error) error {
 
 // write filters the picture and writes it, a band of squares at a time.
 func (o Options) write(ctx context.Context, source *picture, f filter, out *encoder, done func(float64)) (engine.Output, error) {
+	err := filterBands(ctx, source.raster, f, out.deep, func(y int, band []byte) error {
+		if err := out.write(ctx, band); err != nil {
+			return err
+		}
+		done(float64(y+len(band)/(source.width*bytesPerPixel(out.deep))) / float64(source.height))
+		return nil
+	})
+	if err != nil {
+		return engine.Output{}, err
+	}
+	return out.finish()
+}
+
+// filterBands filters a picture and hands it on, a band of squares at a time from the top, with pixels of 8 or 16 bits as deep says. emit may change
+// a band but not keep it.
+func filterBands(ctx context.Context, source *raster, f filter, deep bool, emit func(y int, band []byte) error) error {
 	side := f.side()
-	stride := source.width * bytesPerPixel(out.deep)
+	stride := source.width * bytesPerPixel(deep)
 	band := make([]byte, min(side, source.height)*stride)
 	across := (source.width + side - 1) / side
 	tiles, patches := make([]tile, processors()), make([]patch, processors())
@@ -155,7 +171,7 @@ func (o Options) write(ctx context.Context, source *picture, f filter, out *enco
 		err := parallel(ctx, across, func(worker, i int) error {
 			x, p := i*side, &patches[worker]
 			width := min(side, source.width-x)
-			if err := p.load(source.raster, &tiles[worker], x-f.margin, y-f.margin, width+2*f.margin, rows+2*f.margin); err != nil {
+			if err := p.load(source, &tiles[worker], x-f.margin, y-f.margin, width+2*f.margin, rows+2*f.margin); err != nil {
 				return err
 			}
 			if f.apply != nil {
@@ -164,19 +180,18 @@ func (o Options) write(ctx context.Context, source *picture, f filter, out *enco
 				}
 			}
 			for row := range rows {
-				p.store(part[row*stride+x*bytesPerPixel(out.deep):][:width*bytesPerPixel(out.deep)], f.margin, f.margin+row, out.deep)
+				p.store(part[row*stride+x*bytesPerPixel(deep):][:width*bytesPerPixel(deep)], f.margin, f.margin+row, deep)
 			}
 			return nil
 		})
 		if err != nil {
-			return engine.Output{}, err
+			return err
 		}
-		if err := out.write(ctx, part); err != nil {
-			return engine.Output{}, err
+		if err := emit(y, part); err != nil {
+			return err
 		}
-		done(float64(y+rows) / float64(source.height))
 	}
-	return out.finish()
+	return nil
 }
 
 // store writes the samples of a row from (x, y) of the patch as pixels of 8 or 16 bits, no longer premultiplied. A pixel whose alpha rounds to
