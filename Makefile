@@ -39,6 +39,11 @@ test-large: ## a 2 GB video and a 200 MiB picture through a fleet, with its memo
 	@scripts/deps.sh test
 	ENLARGER_LARGE=1 go test -count=1 -timeout 30m -run TestLargeFiles -v ./cmd/enlarger
 
+.PHONY: mutants
+mutants: ## take one safeguard out of the program after another, and demand that the tests fail each time (minutes)
+	@scripts/deps.sh test
+	ENLARGER_MUTANTS=1 go test -count=1 -timeout 60m -run TestMutants -v ./faults/mutants
+
 .PHONY: lint
 lint: .deps/golangci-lint-$(GOLANGCI_LINT) ## golangci-lint at its pinned version, compiled into .deps on first use
 	@scripts/deps.sh run

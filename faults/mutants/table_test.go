@@ -1,0 +1,110 @@
+package mutants
+
+import "slices"
+
+// table lists the safeguards by what they protect. SQL mutants keep every parameter in the text ("OR TRUE"), so that the statement stays
+// valid and the tests fail for what it does.
+func table() []mutant {
+	return slices.Concat(fences(), money(), states(), requests(), runs(), fairness())
+}
+
+func in(tests ...string) []string { return tests }
+
+// fences are the right to write.
+func fences() []mutant {
+	const file, fragment, any = "job/run.go", "fence = $2", "(fence = $2 OR TRUE)"
+	machine := in("TestStateMachine")
+	return []mutant{
+		{"a heartbeat without the fence", file, "Store.Heartbeat", fragment, any, "job", machine},
+		{"a phase without the fence", file, "Store.SourceStored", fragment, any, "job", machine},
+		{"a reserve without the fence", file, "Store.Reserve", fragment, any, "job", machine},
+		{"a finish without the fence", file, "Store.Succeed", fragment, any, "job", machine},
+		{"a failure without the fence", file, "Store.Fail", fragment, any, "job", machine},
+		{"a retry without the fence", file, "Store.Retry", fragment, any, "job", machine},
+		{"a lost run without the fence", file, "Store.Expire", fragment, any, "job", machine},
+		{"a yield without the fence", file, "Store.Yield", fragment, any, "job", machine},
+		{"a claim that leaves the fence", file, "Store.Claim", "fence = fence + 1", "fence = CASE WHEN fence = 0 THEN 1 ELSE fence END", "job", in("TestCounters")},
+	}
+}
+
+// money moves once, and only what is there.
+func money() []mutant {
+	const ledger, run = "billing/ledger.go", "job/run.go"
+	return []mutant{
+		{"a hold that is confirmed after its end", ledger, "Confirming", "AND state = 'held'", "", "billing", in("TestParallelEnds")},
+		{"a hold that is released after its end", ledger, "Release", "AND state = 'held'", "", "billing", in("TestParallelEnds")},
+		{"a reserve without the funds", ledger, "Reserving", "AND posted - frozen >= $2", "", "billing", in("TestParallelReserves")},
+		{"a confirm that leaves the frozen credits", ledger, "Confirming", "frozen = frozen - h.amount, ", "", "billing", in("TestParallelEnds")},
+		{"a grant repeated counts twice", ledger, "Ledger.Grant", "if !added {", "if !added && amount == 0 {", "billing", in("TestGrant")},
+		{"a cancel without the refund", "job/client.go", "cancel", "e.undo(ctx, tx)", "addGarbage(ctx, tx, lostFenceGrace, e.source, e.prefix)", "job", in("TestStateMachine")},
+		{"a failure without the refund", run, "failRow", "ended.undo(ctx, tx)", "addGarbage(ctx, tx, lostFenceGrace, ended.source, ended.prefix)", "job", in("TestStateMachine")},
+		{
+			"a success without the charge", run, "Store.Succeed", "billing.Confirming(j.ID, freePlace(j.Media))...",
+			`db.Step{SQL: "UPDATE accounts SET " + freePlace(j.Media) + " WHERE id = $1", Args: []any{j.AccountID}}`, "job", in("TestStateMachine"),
+		},
+		{"a transaction that keeps what it must undo", "db/batch.go", "transact", `pg.Exec(undo, "rollback")`, `pg.Exec(undo, "commit")`, "db", in("TestBatch")},
+		{"an audit that looks away", "billing/audit.go", "", "WHERE a.frozen <> s.held", "WHERE a.frozen <> s.held AND 1 = 2", "billing", in("TestAuditFinds")},
+	}
+}
+
+// states change by the book.
+func states() []mutant {
+	const run, sweep = "job/run.go", "job/sweep.go"
+	return []mutant{
+		{"a second wake-up that claims a running job", run, "Store.Claim", "status = 'queued' AND", "status IN ('queued', 'processing') AND", "job", in("TestStateMachine", "TestParallelClaim")},
+		{"a claim before the back-off is over", run, "Store.Claim", "AND run_at <= now_micros()", "", "job", in("TestBackOffIsKept")},
+		{"a sweeper that ignores the lease", run, "Store.Expire", "AND lease_until < now_micros()", "", "job", in("TestStateMachine")},
+		{"a failure that is not counted", run, "Store.requeue", "failures = failures + 1, ", "", "job", in("TestCounters")},
+		{"a budget that is one too large", run, "Store.requeue", "failures + 1 < $4", "failures < $4", "job", in("TestBudget")},
+		{"a drain that counts as a failure", run, "Store.Yield", "`, run_at", "`, failures = failures + 1, run_at", "job", in("TestCounters")},
+		{"two sweepers that both dispatch", sweep, "Store.Redispatch", "AND dispatch = $2", "AND (dispatch = $2 OR TRUE)", "job", in("TestSweepersOperationsOnEveryState")},
+		{"a place in flight that is never freed", run, "ended.undo", "`+freePlace(e.media)+`", "id = id", "job", in("TestStateMachine")},
+		{"a lost answer to COMMIT taken for a loss", run, "Store.settle", "status == want && finished == fence", "false", "job", in("TestLostCommitAnswer")},
+		{
+			"a lease by the worker's clock", run, "Store.Heartbeat", "lease_until = now_micros() + $3", "lease_until = ` + fmt.Sprint(time.Now().UnixMicro()) + ` + $3",
+			"job", in("TestLeaseIsByTheDatabasesClock"),
+		},
+	}
+}
+
+// requests are taken once.
+func requests() []mutant {
+	const submit, twins = "job/submit.go", "TestIdempotentTwins"
+	return []mutant{
+		{"a key that fits every request", submit, "replay", "bound != fingerprint", "false", "job", in(twins)},
+		{"a key that is bound to nothing", submit, "Store.binding", "None: errBound, ", "", "job", in(twins)},
+		{"an upload that is used twice", "job/upload.go", "consumption", "AND status = 'open'", "", "job", in("TestUploads")},
+		{"a cap that two pass together", submit, "placing", "` < $2 RETURNING", "` < $2 + 1000 RETURNING", "job", in("TestConcurrencyCap")},
+	}
+}
+
+// runs are carried to their end, or stopped.
+func runs() []mutant {
+	const run, work, sweep = "worker/run.go", "worker/worker.go", "worker/sweeper.go"
+	second := in("TestSecondFencesResultOutlivesTheFirsts")
+	orphans := in("TestOrphansAndExpiredSourcesAreRemoved")
+	recorded := in("TestAcknowledgedOnlyWhenRecorded")
+	return []mutant{
+		{"an acknowledgement before the commit", work, "Worker.handle", "return w.carry(j)", "go w.carry(j)\n\treturn nil", "worker", recorded},
+		{"an acknowledgement of what could not be recorded", work, "Worker.handle", `return fmt.Errorf("claim: %w", err)`, "return nil", "worker", recorded},
+		{"a cancel that does not stop the work", run, "run.beat", "case errors.Is(err, job.ErrStale):", "case false:", "worker", in("TestCancelStopsTheWork")},
+		{"a stop message that wakes nobody", work, "Worker.listen", "r.wake()", "_ = r", "worker", in("TestStopMessageStopsAtOnce")},
+		{"a result taken away from the fence that won", run, "run.removeResult", "err != nil || named", "err != nil || (named && err != nil)", "worker", in("TestStaleRunKeepsAResultThatItsRowNames")},
+		{"a result thrown away by its own finish", run, "run.finish", "fence < r.job.Fence", "fence <= r.job.Fence", "worker", orphans},
+		{"a result whose name lacks the fence", run, "run.store", "storage.ResultKey(r.job.ID, r.job.Fence,", "storage.ResultKey(r.job.ID, 1,", "worker", second},
+		{"a lost fence's result that stays", run, "run.finish", "discard = append(", "_ = append(", "worker", second},
+		{"a finish before the result is stored", run, "run.steps", `{"store", r.store}, {"finish", r.finish}`, `{"finish", r.finish}, {"store", r.store}`, "worker", in("TestJobIsCarriedToItsResult")},
+		{"a result that nobody measures", run, "run.process", "r.result.Width != r.plan.Width", "false", "worker", in("TestFailuresRefundAndLeaveNothing")},
+		{"a sweeper that believes every wake-up is there", sweep, "Sweeper.waitingJobs", "s.look(ctx, w)", `w.ID == "", error(nil)`, "worker", in("TestFlushedRedisLosesNothing")},
+		{"an orphan that is somebody's result", sweep, "Sweeper.orphansUnder", "if named {", "if named && ctx.Err() != nil {", "worker", orphans},
+	}
+}
+
+// fairness lets every account be served.
+func fairness() []mutant {
+	return []mutant{
+		{"a flood that goes first", "job/submit.go", "insertion", "ELSE 2 END", "ELSE 0 END", "job", in("TestLanes")},
+		{"a turn that never comes", "worker/sweeper.go", "Sweeper.promote", "w.Lane == 0", "w.Lane >= 0", "worker", in("TestNobodyStarves")},
+		{"a turn taken out of turn", "job/sweep.go", "Store.Promote", "AND NOT EXISTS (SELECT 1 FROM jobs running WHERE", "AND NOT EXISTS (SELECT 1 FROM jobs running WHERE FALSE AND", "job", in("TestPromote")},
+	}
+}
