@@ -72,7 +72,7 @@ func netColours(ctx context.Context, m *neural.Model, colours [3][]float32, widt
 // Where the picture is transparent, the model sees the colours around go on.
 func netPatch(ctx context.Context, m *neural.Model, p *patch, margin int, grey bool, level float32) error {
 	colours := straight(p)
-	how := neural.How{Left: margin, Top: margin, Right: margin, Bottom: margin, Level: level}
+	how := neural.How{Left: margin, Top: margin, Right: margin, Bottom: margin, X: p.x, Y: p.y, Level: level}
 	out, err := netColours(ctx, m, colours, p.width, p.height, grey, how)
 	if err != nil {
 		return err
@@ -321,7 +321,7 @@ func (n *netUpscaler) enlarged(ctx context.Context, src *raster, models, from, t
 	if err != nil {
 		return neural.Patch{}, err
 	}
-	out, err := m.Run(ctx, in, neural.How{Top: first - top, Bottom: bottom - last})
+	out, err := m.Run(ctx, in, neural.How{Top: first - top, Bottom: bottom - last, Y: top})
 	if err != nil {
 		return neural.Patch{}, err
 	}

@@ -74,7 +74,8 @@ type Manifest struct {
 	// Overlap is how far beyond the pixels it is for a tile reaches on each side. It must be at least the radius of the net's
 	// receptive field, or seams show. Required unless Whole is set.
 	Overlap int `json:"overlap,omitempty"`
-	// Multiple is a number that width and height of the input must be a multiple of; by default 1. Tiles are made larger to fit.
+	// Multiple is what width and height of the input must be a multiple of: the factor by which a net shrinks the picture on its way.
+	// By default 1.
 	Multiple int `json:"multiple,omitempty"`
 	// Whole is for a net that must see all of the picture at once: the picture is resized, and the answer resized back.
 	Whole *Whole `json:"whole,omitempty"`
@@ -253,10 +254,15 @@ func (m *Manifest) checkSizes() error {
 		return wrong("tile", "must be a multiple of %d (see multiple), not %d", m.Multiple, m.Tile)
 	case m.Overlap < 1 || m.Overlap > overlapMost:
 		return wrong("overlap", "must be 1 to %d, at least the radius of the net's receptive field, not %d", overlapMost, m.Overlap)
-	case m.Tile-2*m.Overlap < coreLeast:
-		return wrong("tile", "must be at least %d, twice the overlap and %d pixels between, not %d", 2*m.Overlap+coreLeast, coreLeast, m.Tile)
+	case m.core() < coreLeast:
+		return wrong("tile", "must leave at least %d pixels beside twice the overlap and the multiple; %d leaves %d", coreLeast, m.Tile, m.core())
 	}
 	return nil
+}
+
+// core is how many pixels of a tile are not overlap, nor lost to a window that begins at a multiple.
+func (m *Manifest) core() int {
+	return (m.Tile - 2*m.Overlap - (m.Multiple - 1)) / m.Multiple * m.Multiple
 }
 
 func (w *Whole) check(m *Manifest) error {

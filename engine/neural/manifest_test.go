@@ -125,7 +125,8 @@ func FuzzParseManifest(f *testing.F) {
 			}
 		} else {
 			for _, length := range []int{1, 15, 16, 17, 1000, 65500} {
-				checkCutting(t, model, length)
+				checkCutting(t, model, length, 0)
+				checkCutting(t, model, length, 333)
 			}
 		}
 		again, err := json.Marshal(m)
@@ -145,32 +146,34 @@ func FuzzParseManifest(f *testing.F) {
 	})
 }
 
-// checkCutting demands that pieces cover a length once, each with its overlap inside its window.
-func checkCutting(t *testing.T, m *Model, length int) {
+// checkCutting demands that pieces cover a length once, each with its overlap inside its window, which begins at a multiple.
+func checkCutting(t *testing.T, m *Model, length, begin int) {
 	t.Helper()
-	c, overlap, end := m.cut(length), m.manifest.Overlap, 0
-	if c.window%m.manifest.Multiple != 0 || c.window > m.manifest.Tile {
-		t.Fatalf("length %d: window of %d for tiles of %d, multiple %d", length, c.window, m.manifest.Tile, m.manifest.Multiple)
+	c, overlap, multiple, end := m.cut(length, begin), m.manifest.Overlap, m.manifest.Multiple, 0
+	if c.window%multiple != 0 || c.window > m.manifest.Tile {
+		t.Fatalf("length %d from %d: window of %d for tiles of %d, multiple %d", length, begin, c.window, m.manifest.Tile, multiple)
 	}
 	for i := range c.count {
-		from, to, start := c.at(i, overlap)
-		if from != end || to <= from || start > from-overlap || start+c.window < to+overlap || start < -overlap {
-			t.Fatalf("length %d: piece %d is [%d, %d) in a window from %d, %d wide, overlap %d", length, i, from, to, start, c.window, overlap)
+		from, to, start := c.at(i)
+		if from != end || to <= from || start > from-overlap || start+c.window < to+overlap || (begin+start)%multiple != 0 {
+			t.Fatalf("length %d from %d: piece %d is [%d, %d) in a window from %d, %d wide, overlap %d", length, begin, i, from, to, start, c.window, overlap)
 		}
 		end = to
 	}
 	if end != length {
-		t.Fatalf("length %d: pieces end at %d", length, end)
+		t.Fatalf("length %d from %d: pieces end at %d", length, begin, end)
 	}
 }
 
 func TestCutting(t *testing.T) {
 	t.Parallel()
 	for _, fixed := range []bool{false, true} {
-		for _, c := range [][3]int{{256, 8, 1}, {64, 20, 4}, {48, 16, 16}, {18, 1, 3}, {1024, 256, 256}} {
+		for _, c := range [][3]int{{256, 8, 1}, {64, 20, 4}, {64, 16, 16}, {24, 2, 3}, {1024, 128, 256}} {
 			m := &Model{manifest: &Manifest{Tile: c[0], Overlap: c[1], Multiple: c[2]}, fixed: fixed}
-			for length := 1; length < 600; length++ {
-				checkCutting(t, m, length)
+			for length := 1; length < 300; length++ {
+				for _, begin := range []int{0, 1, -5, 23, length} {
+					checkCutting(t, m, length, begin)
+				}
 			}
 		}
 	}

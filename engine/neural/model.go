@@ -59,7 +59,12 @@ func (m *Model) Levels() bool { return m.manifest.Level != nil }
 func (m *Model) Overlap() int { return m.manifest.Overlap }
 
 // Core is how many pixels of a tile are not overlap; 0 for a model that sees the whole picture.
-func (m *Model) Core() int { return m.manifest.Tile - 2*m.manifest.Overlap }
+func (m *Model) Core() int {
+	if m.manifest.Whole != nil {
+		return 0
+	}
+	return m.manifest.core()
+}
 
 // Whole is the size a picture is resized to for the model; ok is false for one that works in tiles.
 func (m *Model) Whole(width, height int) (w, h int, ok bool) {
@@ -380,7 +385,7 @@ func (m *Model) trialPixels() int64 {
 	if w, h, ok := m.Whole(trialSide, trialSide); ok {
 		return int64(w) * int64(h)
 	}
-	tile := m.cut(trialSide)
+	tile := m.cut(trialSide, 0)
 	return int64(tile.window) * int64(tile.window)
 }
 

@@ -1,6 +1,7 @@
 package neural
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -56,12 +57,6 @@ func openFiles(t testing.TB, threads int, f files) (*Runtime, error) {
 	}
 	return Open(t.Context(), Config{Library: library(t), Threads: threads, Models: dir, shipped: fstest.MapFS{}})
 }
-
-// repeat is the filter that repeats each pixel, and blur the mean of 3x3.
-var (
-	keep = [9]float32{4: 1}
-	blur = [9]float32{1. / 9, 1. / 9, 1. / 9, 1. / 9, 1. / 9, 1. / 9, 1. / 9, 1. / 9, 1. / 9}
-)
 
 // waves is a plane that differs everywhere.
 func waves(width, height int, phase float64) []float32 {
@@ -196,6 +191,45 @@ func TestTiledIsUntiled(t *testing.T) {
 	}
 	if d := difference(t, whole.Planes[0], seams.Planes[0]); d < 0.02 {
 		t.Errorf("tiles with too little overlap differ by %.4f codes only: the net sees too little to test with", d)
+	}
+}
+
+// halves is a net that shrinks its picture by two, adds a quarter of each pixel to its right neighbour of the small picture's, and enlarges
+// it again: what it makes of a pixel depends on whether its column is even.
+func halves() []byte {
+	g := &onnx.Graph{}
+	g.Input("in", onnx.Float, 1, 1, -1, -1)
+	g.Node("SpaceToDepth", []string{"in"}, []string{"small"}, onnx.Attribute{Name: "blocksize", Value: 2})
+	weights := make([]float32, 4*4*9)
+	for c := range 4 {
+		weights[(c*4+c)*9+4] = 0.75
+		weights[(c*4+(c+1)%4)*9+5] = 0.25
+	}
+	g.Conv("small", "mixed", 4, 4, 3, weights, nil)
+	g.Node("DepthToSpace", []string{"mixed"}, []string{"out"}, onnx.Attribute{Name: "blocksize", Value: 2})
+	g.Output("out", onnx.Float, 1, 1, -1, -1)
+	return g.Model()
+}
+
+func TestWindowsBeginAtMultiples(t *testing.T) {
+	t.Parallel()
+	const width, height = 131, 77
+	plane := waves(width, height, 1)
+	manifest := `{"task": "denoise", "tile": %d, "overlap": 5, "multiple": 2, "input": {"channels": "y"}}`
+	whole, err := open(t, 1, files{"a.json": fmt.Sprintf(manifest, 1024), "a.onnx": string(halves())}).Find(Denoise, 1).Run(t.Context(), Patch{width, height, [][]float32{plane}}, How{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := open(t, 2, files{"a.json": fmt.Sprintf(manifest, 36), "a.onnx": string(halves())}).Find(Denoise, 1)
+	for top := range 12 {
+		const rows = 40
+		out, err := m.Run(t.Context(), Patch{width, rows + 12, [][]float32{plane[top*width : (top+rows+12)*width]}}, How{Y: top, Top: 6, Bottom: 6})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d := difference(t, out.Planes[0], whole.Planes[0][(top+6)*width:][:rows*width]); d > 0.001 {
+			t.Errorf("a band from row %d differs by %.3f codes", top, d)
+		}
 	}
 }
 
@@ -569,8 +603,8 @@ func TestPriority(t *testing.T) {
 		if err != nil {
 			continue // it has ended
 		}
-		fields := strings.Fields(string(text[strings.LastIndexByte(string(text), ')')+1:]))
-		if n, err := strconv.Atoi(fields[16]); err == nil && n == niceness {
+		fields := bytes.Fields(text[bytes.LastIndexByte(text, ')')+1:])
+		if n, err := strconv.Atoi(string(fields[16])); err == nil && n == niceness {
 			nice++
 		}
 	}

@@ -22,6 +22,9 @@ type How struct {
 	// Left, Top, Right and Bottom are how many columns and rows of the patch are there to be seen only: they are not in the
 	// output. Where the patch ends without them, the picture ends, and is continued by its mirror image.
 	Left, Top, Right, Bottom int
+	// X and Y are where the patch's first sample lies in the picture. A net that shrinks the picture on its way, by its Multiple,
+	// sees the same from everywhere only if its windows begin at multiples of it.
+	X, Y int
 	// Level is for models that have one (see Levels): the strength to work with, such as the standard deviation of the noise,
 	// where 1 is the whole range from black to white.
 	Level float32
@@ -160,7 +163,7 @@ func (j *run) pieces(give func(func(*scratch) error) bool) {
 		return
 	}
 	width, height := j.in.Width-j.how.Left-j.how.Right, j.in.Height-j.how.Top-j.how.Bottom
-	across, down := m.cut(width), m.cut(height)
+	across, down := m.cut(width, j.how.X+j.how.Left), m.cut(height, j.how.Y+j.how.Top)
 	for y := range down.count {
 		for x := range across.count {
 			if !give(func(s *scratch) error { return j.tile(s, across, down, x, y) }) {
@@ -171,48 +174,51 @@ func (j *run) pieces(give func(func(*scratch) error) bool) {
 }
 
 // cutting divides a length into count pieces of step pixels, the last of which may be shorter. Each is computed by a window of
-// window pixels, overlap included, all of one size, for which ONNX Runtime plans its memory once.
-type cutting struct{ length, count, step, window int }
+// window pixels, overlap included, all of one size, for which ONNX Runtime plans its memory once. first is where the first window begins,
+// at a multiple of the net's, before the first piece.
+type cutting struct{ length, count, step, window, first int }
 
-// cut divides a length into pieces of about one size.
-func (m *Model) cut(length int) cutting {
-	overlap, multiple := 2*m.manifest.Overlap, m.manifest.Multiple
-	core := m.manifest.Tile - overlap
+// cut divides a length, which begins at the given place in the picture, into pieces of about one size.
+func (m *Model) cut(length, begin int) cutting {
+	overlap, multiple := m.manifest.Overlap, m.manifest.Multiple
+	up := func(n int) int { return (n + multiple - 1) / multiple * multiple }
+	core := m.manifest.core()
 	c := cutting{length: length, count: (length + core - 1) / core}
-	c.step = (length + c.count - 1) / c.count
-	c.window = (c.step + overlap + multiple - 1) / multiple * multiple
+	c.step = up((length + c.count - 1) / c.count)
+	c.count = (length + c.step - 1) / c.step
+	c.first = -overlap - positive(begin-overlap, multiple)
+	c.window = up(min(c.step, length) + overlap - c.first)
 	if m.fixed {
 		c.window = m.manifest.Tile
 	}
-	c.step = min(c.window-overlap, length)
-	c.count = (length + c.step - 1) / c.step
 	return c
 }
 
-// at gives piece i: the pixels [from, to) of the output's source, and where its window begins. The last window lies as far back as
-// the others are wide, so that it ends with the picture.
-func (c cutting) at(i, overlap int) (from, to, start int) {
+// positive is the rest of a division, 0 or more.
+func positive(n, by int) int { return (n%by + by) % by }
+
+// at gives piece i, which is the pixels [from, to), and where its window begins.
+func (c cutting) at(i int) (from, to, start int) {
 	from = i * c.step
-	to = min(from+c.step, c.length)
-	return from, to, max(min(from, c.length-(c.window-2*overlap)), 0) - overlap
+	return from, min(from+c.step, c.length), from + c.first
 }
 
 // tile computes one piece.
 func (j *run) tile(s *scratch, across, down cutting, x, y int) error {
 	m := j.model
-	overlap, scale := m.manifest.Overlap, m.manifest.Scale
-	left, right, startX := across.at(x, overlap)
-	top, bottom, startY := down.at(y, overlap)
+	scale := m.manifest.Scale
+	left, right, startX := across.at(x)
+	top, bottom, startY := down.at(y)
 	s.in = grow(s.in, across.window*down.window*m.channels())
-	in := view{s.in, across.window, down.window, m.channels(), &m.manifest.Input}
+	in := &view{s.in, across.window, down.window, m.channels(), &m.manifest.Input}
 	for i, plane := range j.in.Planes {
 		in.gather(i, plane, j.in.Width, j.in.Height, startX+j.how.Left, startY+j.how.Top)
 	}
 	j.level(in)
 	planes := m.manifest.Output.planes()
 	s.out = grow(s.out, in.width*scale*in.height*scale*planes)
-	out := view{s.out, in.width * scale, in.height * scale, planes, &m.manifest.Output}
-	if err := m.infer(in, &out, j.how.Level, j.options); err != nil {
+	out := &view{s.out, in.width * scale, in.height * scale, planes, &m.manifest.Output}
+	if err := m.infer(in, out, j.how.Level, j.options); err != nil {
 		return err
 	}
 	for i, plane := range j.out.Planes {
@@ -227,7 +233,7 @@ func (j *run) whole(s *scratch) error {
 	m := j.model
 	width, height := m.manifest.Whole.size(j.in.Width, j.in.Height, m.manifest.Multiple)
 	s.in = grow(s.in, width*height*m.channels())
-	in := view{s.in, width, height, m.channels(), &m.manifest.Input}
+	in := &view{s.in, width, height, m.channels(), &m.manifest.Input}
 	for i, plane := range j.in.Planes {
 		if width != j.in.Width || height != j.in.Height {
 			plane = Resize(plane, j.in.Width, j.in.Height, width, height)
@@ -235,8 +241,8 @@ func (j *run) whole(s *scratch) error {
 		in.gather(i, plane, width, height, 0, 0)
 	}
 	j.level(in)
-	out := view{tensor: &m.manifest.Output, channels: m.manifest.Output.planes()}
-	if err := m.infer(in, &out, j.how.Level, j.options); err != nil {
+	out := &view{tensor: &m.manifest.Output, channels: m.manifest.Output.planes()}
+	if err := m.infer(in, out, j.how.Level, j.options); err != nil {
 		return err
 	}
 	for i, plane := range j.out.Planes {
@@ -252,7 +258,7 @@ func (j *run) whole(s *scratch) error {
 }
 
 // level fills the further channel of a net that takes its level there.
-func (j *run) level(in view) {
+func (j *run) level(in *view) {
 	l := j.model.manifest.Level
 	if l == nil || l.Input != "" {
 		return
@@ -264,7 +270,7 @@ func (j *run) level(in view) {
 }
 
 // infer runs the net on a tensor. An out without a size takes that of the answer.
-func (m *Model) infer(in view, out *view, level float32, options *ort.RunOptions) error {
+func (m *Model) infer(in, out *view, level float32, options *ort.RunOptions) error {
 	var pinned runtime.Pinner // the library keeps pointers to the samples for as long as a tensor lives
 	defer pinned.Unpin()
 	pinned.Pin(&in.data[0])
@@ -316,7 +322,7 @@ type view struct {
 	tensor                  *Tensor
 }
 
-func (v view) shape() ort.Shape {
+func (v *view) shape() ort.Shape {
 	if v.tensor.Layout == "nhwc" {
 		return ort.NewShape(1, int64(v.height), int64(v.width), int64(v.channels))
 	}
@@ -324,7 +330,7 @@ func (v view) shape() ort.Shape {
 }
 
 // samples says where the samples of a channel begin, and how far apart they are.
-func (v view) samples(channel int) (first, step int) {
+func (v *view) samples(channel int) (first, step int) {
 	if v.tensor.Layout == "nhwc" {
 		return channel, v.channels
 	}
@@ -346,7 +352,7 @@ func (t *Tensor) affine(channel int) (factor, term float32) {
 }
 
 // gather fills the channel of plane i with the rectangle of the plane that begins at (x, y), mirrored where the plane ends.
-func (v view) gather(i int, plane []float32, width, height, x, y int) {
+func (v *view) gather(i int, plane []float32, width, height, x, y int) {
 	channel := v.tensor.place(i)
 	factor, term := v.tensor.affine(channel)
 	first, step := v.samples(channel)
@@ -394,7 +400,7 @@ type window struct {
 }
 
 // scatter brings the rectangle of the channel of plane i that begins at (x, y) back to samples.
-func (v view) scatter(i, x, y int, to window) {
+func (v *view) scatter(i, x, y int, to window) {
 	channel := v.tensor.place(i)
 	factor, term := v.tensor.affine(channel)
 	inverse := 1 / factor
