@@ -72,29 +72,36 @@ def _cubic(x):
 
 
 @functools.lru_cache(maxsize=4096)
-def _weights(size_in, size_out):
-    """The size_out x size_in matrix of imresize: when it shrinks, the kernel widens by the ratio; borders mirror."""
+def _taps(size_in, size_out):
+    """(taps, weights) of imresize, each size_out x reach: when it shrinks, the kernel widens by the ratio; borders mirror."""
     scale = size_out / size_in
     stretch = min(scale, 1.0)
     centre = (np.arange(size_out) + 0.5) / scale - 0.5
-    reach = int(np.ceil(4.0 / stretch)) + 2
-    taps = np.floor(centre - 2.0 / stretch).astype(int)[:, None] + np.arange(reach)[None, :]
-    weight = stretch * _cubic(stretch * (centre[:, None] - taps))
-    weight /= weight.sum(axis=1, keepdims=True)
+    reach = int(np.ceil(4.0 / stretch)) + 1
+    taps = np.floor(centre - 2.0 / stretch).astype(int)[:, None] + 1 + np.arange(reach)[None, :]
+    weights = stretch * _cubic(stretch * (centre[:, None] - taps))
+    weights /= weights.sum(axis=1, keepdims=True)
     mirrored = np.mod(taps, 2 * size_in)
-    mirrored = np.where(mirrored < size_in, mirrored, 2 * size_in - 1 - mirrored)
-    matrix = np.zeros((size_out, size_in), np.float32)
-    np.add.at(matrix, (np.arange(size_out)[:, None], mirrored), weight)
-    return matrix
+    return np.where(mirrored < size_in, mirrored, 2 * size_in - 1 - mirrored), weights.astype(np.float32)
+
+
+def matrix(size_in, size_out):
+    """The same as a size_out x size_in matrix, for many small pictures at once."""
+    taps, weights = _taps(size_in, size_out)
+    whole = np.zeros((size_out, size_in), np.float32)
+    np.add.at(whole, (np.arange(size_out)[:, None], taps), weights)
+    return whole
 
 
 def resize(picture, height, width):
     """MATLAB's imresize(picture, [height width], 'bicubic') of a float or uint8 array, as float32, not rounded."""
     picture = picture.astype(np.float32)
-    rows, columns = _weights(picture.shape[0], height), _weights(picture.shape[1], width)
-    if picture.ndim == 2:
-        return rows @ picture @ columns.T
-    return np.stack([rows @ picture[..., c] @ columns.T for c in range(picture.shape[2])], axis=-1)
+    for axis, size in ((0, height), (1, width)):
+        taps, weights = _taps(picture.shape[axis], size)
+        shape = [1] * picture.ndim
+        shape[axis] = size
+        picture = sum(np.take(picture, taps[:, i], axis) * weights[:, i].reshape(shape) for i in range(taps.shape[1]))
+    return picture
 
 
 def crop_to_multiple(picture, multiple):

@@ -20,30 +20,31 @@ class Collapsible(nn.Module):
     gain is the variance of the output for input of variance 1, before the residual.
     """
 
-    def __init__(self, inputs, outputs, size, expand, residual=False, gain=2.0):
+    def __init__(self, inputs, outputs, size, expand, residual=False, gain=2.0, stride=1):
         super().__init__()
-        self.size, self.residual = size, residual
+        self.size, self.residual, self.stride = size, residual, stride
+        self.padding = (size - stride + 1) // 2
         self.wide = nn.Parameter(torch.randn(expand, inputs * size * size) / (inputs * size * size) ** 0.5)
         self.narrow = nn.Parameter(torch.randn(outputs, expand) * (gain / expand) ** 0.5)
         self.bias = nn.Parameter(torch.zeros(outputs))
         self.shape = (outputs, inputs, size, size)
+        if residual:
+            one = torch.zeros(self.shape)
+            one[range(outputs), range(outputs), size // 2, size // 2] = 1.0
+            self.register_buffer("one", one, persistent=False)
 
     def kernel(self):
-        kernel = (self.narrow @ self.wide).view(self.shape)
-        if self.residual:
-            one = torch.zeros_like(kernel)
-            middle = self.size // 2
-            index = torch.arange(self.shape[0], device=kernel.device)
-            one[index, index, middle, middle] = 1.0
-            kernel = kernel + one
-        return kernel
+        # Exact also where the rest is computed in 16 bits: the product of two kernels would lose too much.
+        with torch.autocast(self.bias.device.type, enabled=False):
+            kernel = (self.narrow @ self.wide).view(self.shape)
+            return kernel + self.one if self.residual else kernel
 
     def forward(self, x):
-        return F.conv2d(x, self.kernel(), self.bias, padding=self.size // 2)
+        return F.conv2d(x, self.kernel(), self.bias, self.stride, self.padding)
 
     def plain(self):
         with torch.no_grad():
-            conv = nn.Conv2d(self.shape[1], self.shape[0], self.size, padding=self.size // 2)
+            conv = nn.Conv2d(self.shape[1], self.shape[0], self.size, self.stride, self.padding)
             conv.weight.copy_(self.kernel())
             conv.bias.copy_(self.bias)
         return conv
@@ -64,29 +65,81 @@ def parameters(net):
 
 
 class Enlarge(nn.Module):
-    """Luma, or `colours` planes, in 0..1 to `scale` times the size.
+    """Luma in 0..1 to `scale` times the size.
 
     A first convolution, `blocks` 3x3 ones with short residuals, a long residual over them, a last convolution into
     scale^2 sub-pixels, and the input added to each of the sub-pixels: what is learnt is the difference from pixel
     repetition, and no other resize is in the graph.
     """
 
-    def __init__(self, scale, width=16, blocks=5, ends=5, expand=256, colours=1):
+    def __init__(self, scale, width=16, blocks=5, ends=(5, 5), expand=256):
         super().__init__()
-        self.scale, self.colours = scale, colours
-        self.first = Collapsible(colours, width, ends, expand)
+        self.scale = scale
+        self.first = Collapsible(1, width, ends[0], expand)
         self.body = nn.ModuleList(Collapsible(width, width, 3, expand, residual=True, gain=0.3) for _ in range(blocks))
-        self.last = Collapsible(width, colours * scale * scale, ends, expand, gain=0.02)
-        self.radius = (ends // 2) * 2 + blocks  # of the receptive field, in input pixels
+        self.last = Collapsible(width, scale * scale, ends[1], expand, gain=0.02)
+        self.radius = ends[0] // 2 + blocks + ends[1] // 2  # of the receptive field, in input pixels
 
     def forward(self, x):
         first = F.relu(self.first(x))
         y = first
         for block in self.body:
             y = F.relu(block(y))
-        y = self.last(y + first)
-        if self.colours == 1:
-            y = y + x
-        else:
-            y = y + x.repeat_interleave(self.scale * self.scale, dim=1)
-        return F.pixel_shuffle(y, self.scale)
+        return F.pixel_shuffle(self.last(y + first) + x, self.scale)
+
+
+class Clean(nn.Module):
+    """Colour in 0..1 to the same size: noise, JPEG or blur removed, by which weights it has.
+
+    Works at half the size, as FFDNet does (Zhang, Zuo and Zhang 2018): its first convolution has a stride of 2, which is
+    the same as a rearrangement into four times the channels and a 3 x 3 convolution after it. The sides must be even.
+    """
+
+    def __init__(self, width=48, blocks=8, expand=128):
+        super().__init__()
+        self.first = Collapsible(3, width, 6, expand, stride=2)
+        self.body = nn.ModuleList(Collapsible(width, width, 3, expand, residual=True, gain=0.3) for _ in range(blocks))
+        self.last = Collapsible(width, 12, 3, expand, gain=0.02)
+        self.radius = 2 * (blocks + 1) + 3
+
+    def forward(self, x):
+        first = F.relu(self.first(x))
+        y = first
+        for block in self.body:
+            y = F.relu(block(y))
+        return x + F.pixel_shuffle(self.last(y + first), 2)
+
+
+def _pair(inputs, outputs, stride):
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(),
+        nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(),
+    )
+
+
+class Subject(nn.Module):
+    """Where the people are: a U-Net (Ronneberger et al. 2015) over the whole picture, resized to a side that 32 divides.
+
+    Gives one plane before the sigmoid.
+    """
+
+    WIDTHS = (16, 32, 64, 96, 128)
+
+    def __init__(self):
+        super().__init__()
+        widths = (3,) + self.WIDTHS
+        self.down = nn.ModuleList(_pair(widths[i], widths[i + 1], 2) for i in range(5))
+        # The widest view: dilated, so that a person who fills the picture is seen as one.
+        self.wide = nn.Sequential(nn.Conv2d(128, 128, 3, padding=2, dilation=2, bias=False), nn.BatchNorm2d(128), nn.ReLU())
+        self.up = nn.ModuleList(_pair(widths[i + 1] + widths[i], max(widths[i], 16), 1) for i in (4, 3, 2, 1))
+        self.last = nn.Conv2d(16, 1, 3, padding=1)
+
+    def forward(self, x):
+        seen = []
+        for step in self.down:
+            x = step(x)
+            seen.append(x)
+        x = self.wide(x)
+        for step, before in zip(self.up, reversed(seen[:-1])):
+            x = step(torch.cat([F.interpolate(x, scale_factor=2.0, mode="nearest"), before], dim=1))
+        return F.interpolate(self.last(x), scale_factor=2.0, mode="bilinear", align_corners=False)

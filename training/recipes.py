@@ -1,4 +1,4 @@
-"""The table of what is trained, and how."""
+"""The table of what is trained, and how. Every figure is for a CPU; `gpu` says what a GPU does instead."""
 
 import dataclasses
 
@@ -12,12 +12,37 @@ class Recipe:
     patch: int  # side of the input patch, pixels
     rate: float  # Adam's peak learning rate; cosine to 1 % of it
     seed: int = 1
-    start: str = ""  # the recipe whose checkpoint the net begins from (layers that fit)
+    amp: bool = False  # 16-bit convolutions, on a GPU
+    start: str = ""  # the recipe whose best weights the net begins from (layers that fit)
     square: float = 0.7  # from this part of the training on, the loss is the mean square instead of the mean absolute error
     options: dict = dataclasses.field(default_factory=dict)  # of the task
+    gpu: dict = dataclasses.field(default_factory=dict)  # fields that differ on a GPU
 
+    def on(self, device):
+        """The recipe as it is for a device."""
+        return dataclasses.replace(self, **self.gpu) if device.startswith("cuda") else self
+
+
+FAST = dict(width=16, blocks=6)  # 15,940 parameters
+FAST_X4 = dict(width=16, blocks=5, ends=(5, 3))  # 14,336
+QUALITY = dict(width=32, blocks=11, ends=(5, 3))  # 103,716 at x2, 107,184 at x4
+LARGE = dict(width=64, blocks=16, ends=(3, 3))  # 594 thousand at x2; for int8
+WIDER = dict(batch=64, patch=48)
+WIDER_AMP = dict(WIDER, amp=True)
+CLEAN = dict(batch=48, patch=96, amp=True)
 
 RECIPES = {
-    "sr-x2-fast": Recipe("Enlarging", dict(scale=2, width=16, blocks=6), steps=200_000, batch=16, patch=32, rate=1e-3),
-    "sr-x4-fast": Recipe("Enlarging", dict(scale=4, width=16, blocks=6), steps=100_000, batch=16, patch=32, rate=1e-3, start="sr-x2-fast"),
+    "sr-x2-fast": Recipe("Enlarging", dict(scale=2, **FAST), steps=150_000, batch=16, patch=32, rate=1e-3, gpu=WIDER),
+    "sr-x4-fast": Recipe("Enlarging", dict(scale=4, **FAST_X4), steps=60_000, batch=16, patch=32, rate=1e-3, start="sr-x2-fast", gpu=WIDER),
+    "sr-x2-quality": Recipe("Enlarging", dict(scale=2, **QUALITY), steps=250_000, batch=16, patch=32, rate=7e-4, options=dict(drawn=60), gpu=WIDER_AMP),
+    "sr-x4-quality": Recipe("Enlarging", dict(scale=4, **QUALITY), steps=120_000, batch=16, patch=32, rate=7e-4, start="sr-x2-quality", options=dict(drawn=60), gpu=WIDER_AMP),
+    "sr-x2-photo": Recipe("Enlarging", dict(scale=2, **QUALITY), steps=120_000, batch=16, patch=32, rate=5e-4, start="sr-x2-quality", square=1.0, options=dict(drawn=60, photo=True), gpu=WIDER_AMP),
+    "sr-x4-photo": Recipe("Enlarging", dict(scale=4, **QUALITY), steps=120_000, batch=16, patch=32, rate=5e-4, start="sr-x4-quality", square=1.0, options=dict(drawn=60, photo=True), gpu=WIDER_AMP),
+    "sr-x2-large": Recipe("Enlarging", dict(scale=2, **LARGE), steps=300_000, batch=16, patch=48, rate=5e-4, options=dict(drawn=60), gpu=dict(batch=32, patch=64, amp=True)),
+    # The loss stays absolute: the squares of strong noise would outweigh what clean pictures need, which is to be left alone.
+    "denoise": Recipe("Cleaning", dict(width=48, blocks=8), steps=60_000, batch=8, patch=64, rate=1e-3, square=1.0, options={"from": "for_denoise", "drawn": 60}, gpu=CLEAN),
+    "denoise-quality": Recipe("Cleaning", dict(width=64, blocks=14), steps=150_000, batch=16, patch=64, rate=7e-4, square=1.0, options={"from": "for_denoise", "drawn": 60}, gpu=CLEAN),
+    "restore": Recipe("Cleaning", dict(width=64, blocks=14), steps=100_000, batch=16, patch=64, rate=7e-4, start="denoise-quality", square=1.0, options={"from": "for_restore", "drawn": 60}, gpu=CLEAN),
+    "deblur": Recipe("Cleaning", dict(width=64, blocks=14), steps=100_000, batch=16, patch=64, rate=7e-4, square=1.0, options={"from": "for_deblur", "drawn": 60}, gpu=CLEAN),
+    "people": Recipe("Masking", {}, steps=20_000, batch=8, patch=320, rate=1e-3, gpu=dict(batch=32, amp=True)),
 }

@@ -11,7 +11,6 @@ import math
 import os
 import time
 
-import numpy as np
 import torch
 
 from training import images, nets, recipes, tasks
@@ -37,15 +36,17 @@ def start_from(net, path):
 
 
 class Training:
-    def __init__(self, name, recipe, folder, out, hours=0.0, device="cpu"):
+    def __init__(self, name, recipe, folder, out, hours=0.0, device="cpu", limit=0):
+        recipe = recipe.on(device)
         self.name, self.recipe, self.hours, self.device = name, recipe, hours, device
         self.folder = os.path.join(out, name)
         os.makedirs(self.folder, exist_ok=True)
         torch.manual_seed(recipe.seed)
-        self.task = getattr(tasks, recipe.task)(recipe, folder, os.path.join(out, "cache"))
+        self.task = getattr(tasks, recipe.task)(recipe, folder, os.path.join(out, "cache"), device, limit)
         self.net = self.task.net().to(device).to(memory_format=torch.channels_last)
         self.optimizer = torch.optim.Adam(self.net.parameters(), recipe.rate)
-        self.random = np.random.default_rng(recipe.seed)
+        self.amp = recipe.amp and device != "cpu"
+        self.scaler = torch.cuda.amp.GradScaler(enabled=self.amp)
         self.step, self.elapsed, self.best = 0, 0.0, -math.inf
         last = os.path.join(self.folder, "last.pt")
         if os.path.exists(last):
@@ -56,7 +57,6 @@ class Training:
     def _resume(self, state):
         self.net.load_state_dict(state["net"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.random.bit_generator.state = state["random"]
         self.step, self.elapsed, self.best = state["step"], state["elapsed"], state["best"]
 
     def progress(self):
@@ -66,21 +66,28 @@ class Training:
         progress = self.progress()
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.recipe, self.step, progress)
-        given, wanted = (t.to(self.device) for t in self.task.batch(self.random))
-        error = self.net(given.contiguous(memory_format=torch.channels_last)) - wanted
-        loss = (error**2).mean() if progress >= self.recipe.square else error.abs().mean()
+        given, wanted = self.task.batch(self.step)
+        given = given.contiguous(memory_format=torch.channels_last)
+        if self.amp:
+            with torch.autocast("cuda", dtype=torch.float16):
+                out = self.net(given)
+        else:
+            out = self.net(given)
+        loss = self.task.loss(out.float(), wanted, progress >= self.recipe.square)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.optimizer)
         # A rare bad batch must not undo hours: the gradient's length is bounded.
         torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.step += 1
-        return loss.item()
+        return loss.detach()
 
     def check(self, loss, began):
         """Scores, logs and saves."""
         score = self.task.validate(nets.plain(self.net))
-        line = dict(step=self.step, seconds=round(self.elapsed), loss=round(loss, 6), score=round(score, 4), progress=round(self.progress(), 4))
+        line = dict(step=self.step, seconds=round(self.elapsed), loss=round(float(loss), 6), score=round(score, 4), progress=round(self.progress(), 4))
         with open(os.path.join(self.folder, "log.jsonl"), "a") as f:
             f.write(json.dumps(line) + "\n")
         print(line, f"{self.step / max(self.elapsed, 1):.1f} steps/s", flush=True)
@@ -88,7 +95,7 @@ class Training:
         if score > self.best:
             self.best = score
             save(os.path.join(self.folder, "best.pt"), state)
-        full = dict(state, optimizer=self.optimizer.state_dict(), random=self.random.bit_generator.state, best=self.best)
+        full = dict(state, optimizer=self.optimizer.state_dict(), best=self.best)
         save(os.path.join(self.folder, "last.pt"), full)
         if began:
             save(os.path.join(self.folder, f"at-{int(self.elapsed):06d}s.pt"), state)
@@ -96,11 +103,11 @@ class Training:
 
     def run(self, every=120.0):
         """Trains until the schedule ends; every: seconds between checks."""
-        mean, due, snapshot = 0.0, self.elapsed + every, self.elapsed
+        mean, due, snapshot = None, self.elapsed + every, self.elapsed
         clock = time.monotonic()
         while self.progress() < 1.0:
             loss = self.one_step()
-            mean = loss if mean == 0.0 else 0.99 * mean + 0.01 * loss
+            mean = loss if mean is None else 0.99 * mean + 0.01 * loss
             now = time.monotonic()
             self.elapsed, clock = self.elapsed + now - clock, now
             if self.elapsed >= due:
@@ -108,7 +115,7 @@ class Training:
                 keep = self.elapsed - snapshot >= 600
                 snapshot = self.elapsed if keep else snapshot
                 self.check(mean, keep)
-        return self.check(mean, True)
+        return self.check(mean if mean is not None else 0.0, True)
 
 
 def main():
@@ -123,6 +130,8 @@ def main():
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=NUMBER", help="change a field of the recipe")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
+    if given.device != "cpu":
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = True
     recipe = recipes.RECIPES[given.name]
     for change in given.set:
         field, value = change.split("=", 1)
