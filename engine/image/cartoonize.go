@@ -63,14 +63,20 @@ type cartoon struct {
 	unit float32
 	// planes are what draw needs, with the size of the canvas.
 	planes [][]float32
-	// draw makes a row of colours. u and v are places on the canvas in units.
+	// draw makes a row of colours. The place of pixel x on the canvas, in units, is (u0+x)*du and v: by its own number, not by steps, so
+	// that it does not depend on where a square begins.
 	draw func(in [][]float32, u0, du, v float32, red, green, blue []float32)
 	grey bool
 }
 
 // cartoonOf composes a style for a picture.
 func cartoonOf(ctx context.Context, source *raster, style string) (prepared, error) {
-	small, err := source.shrunk(ctx, cartoonPixels)
+	return composed(ctx, source, style, cartoonPixels)
+}
+
+// composed composes a style at a size of no more than so many pixels.
+func composed(ctx context.Context, source *raster, style string, pixels int) (prepared, error) {
+	small, err := source.shrunk(ctx, pixels)
 	if err != nil {
 		return prepared{}, err
 	}
@@ -118,6 +124,18 @@ func (p *patch) uncovered() [3][]float32 {
 
 // apply draws a square.
 func (c *cartoon) apply(ctx context.Context, _ int, p *patch) error {
+	step := float32(c.width) / float32(c.full.width) / c.unit
+	return c.eachDrawn(ctx, p, func(in [][]float32, y int, out [4][]float32) {
+		v := (float32(y) + 0.5) * float32(c.height) / float32(c.full.height) / c.unit
+		c.draw(in, float32(p.x)+0.5, step, v, out[0], out[1], out[2])
+		for x, a := range out[3] {
+			out[0][x], out[1][x], out[2][x] = hem(out[0][x], 1)*a, hem(out[1][x], 1)*a, hem(out[2][x], 1)*a
+		}
+	})
+}
+
+// eachDrawn enlarges the planes to the rows of a square, one after the other. y counts from the top of the picture.
+func (c *cartoon) eachDrawn(ctx context.Context, p *patch, draw func(in [][]float32, y int, out [4][]float32)) error {
 	stepX, stepY := float32(c.width)/float32(c.full.width), float32(c.height)/float32(c.full.height)
 	across := cubicTaps(p.x, p.width, stepX, c.width)
 	left, right := across[0].at[0], across[p.width-1].at[3]
@@ -142,15 +160,11 @@ func (c *cartoon) apply(ctx context.Context, _ int, p *patch) error {
 				in[i][x] = column[t.at[0]-left]*t.w[0] + column[t.at[1]-left]*t.w[1] + column[t.at[2]-left]*t.w[2] + column[t.at[3]-left]*t.w[3]
 			}
 		}
-		span := [4][]float32{}
-		for i := range span {
-			span[i] = p.planes[i][row*p.width:][:p.width]
+		out := [4][]float32{}
+		for i := range out {
+			out[i] = p.planes[i][row*p.width:][:p.width]
 		}
-		u0, v := (float32(p.x)+0.5)*stepX/c.unit, (float32(p.y+row)+0.5)*stepY/c.unit
-		c.draw(in, u0, stepX/c.unit, v, span[0], span[1], span[2])
-		for x, a := range span[3] {
-			span[0][x], span[1][x], span[2][x] = hem(span[0][x], 1)*a, hem(span[1][x], 1)*a, hem(span[2][x], 1)*a
-		}
+		draw(in, p.y+row, out)
 	}
 	return nil
 }

@@ -27,6 +27,9 @@ type Options struct {
 	// SourcePixels is the most pixels of a source image, over all that its header claims; by default 200 million.
 	SourcePixels int64
 
+	// Edit has a generative model edit a picture as a prompt says; nil when the operator has none. What it cannot do is a Failure.
+	Edit func(ctx context.Context, edit Edit) error
+
 	// heap is heapMost; tests make it small.
 	heap int64
 	// faces finds faces; it is made once for all tools.
@@ -59,6 +62,7 @@ func Tools(o Options) []engine.Tool {
 		upscaleTool(o),
 		denoiseTool(o),
 		cartoonizeTool(o),
+		customTool(o),
 	}
 }
 

@@ -64,7 +64,7 @@ func (c *cartoon) comic(ctx context.Context, colours [3][]float32) error {
 		const pitch = 6.5 // of the dots, in units
 		const turn = math.Sqrt2 / 2 * 2 * math.Pi / pitch
 		for x := range red {
-			u := u0 + float32(x)*du
+			u := (u0 + float32(x)) * du
 			r, g, b := in[0][x], in[1][x], in[2][x]
 			y := brightness(r, g, b)
 			// A screen of dots, 45 degrees: 0 in the middle of a dot, 1 between dots.
@@ -123,7 +123,7 @@ func (c *cartoon) sketch(ctx context.Context, colours [3][]float32) error {
 	c.planes = [][]float32{strokes, line, tone}
 	c.draw = func(in [][]float32, u0, du, v float32, red, green, blue []float32) {
 		for x := range red {
-			u := u0 + float32(x)*du
+			u := (u0 + float32(x)) * du
 			grain := clouds(u/1.4, v/1.4, 2, 11)
 			dark := in[0][x]
 			// Graphite stays on the crests of the paper.
@@ -195,7 +195,7 @@ func (c *cartoon) watercolor(ctx context.Context, colours [3][]float32) error {
 	c.planes = [][]float32{washes[0], washes[1], washes[2], edges}
 	c.draw = func(in [][]float32, u0, du, v float32, red, green, blue []float32) {
 		for x := range red {
-			u := u0 + float32(x)*du
+			u := (u0 + float32(x)) * du
 			r, g, b := in[0][x], in[1][x], in[2][x]
 			y := brightness(r, g, b)
 			to := between(y, banded(y, 6, 2.5), 0.5)
@@ -274,7 +274,7 @@ func (c *cartoon) oil(ctx context.Context, colours [3][]float32) error {
 	c.planes = [][]float32{dabs[0], dabs[1], dabs[2], height}
 	c.draw = func(in [][]float32, u0, du, v float32, red, green, blue []float32) {
 		for x := range red {
-			u := u0 + float32(x)*du
+			u := (u0 + float32(x)) * du
 			r, g, b := in[0][x], in[1][x], in[2][x]
 			y := brightness(r, g, b)
 			r, g, b = tinted(r, g, b, y+0.1*(y-0.45)*4*y*(1-y), 1.35)
