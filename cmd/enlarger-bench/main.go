@@ -1,7 +1,7 @@
 // Command enlarger-bench measures enlarger and prints the tables of docs/benchmarks.md as Markdown: how fast POST /jobs answers while
 // workers are busy, and how many jobs a second go from submit to succeeded beside bare queues on the same servers. It starts every
 // server it needs, real ones, on private ports, and checks the books at the end: figures of a run whose audit is not clean are
-// not printed.
+// not printed. `enlarger-bench quality` prints the tables of docs/quality.md instead.
 package main
 
 import (
@@ -41,7 +41,11 @@ func main() {
 		exit(serveStore(os.Args[2], os.Stdout))
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	measure, args := run, os.Args[1:]
+	if len(args) > 0 && args[0] == qualityCommand {
+		measure, args = quality, args[1:]
+	}
+	err := measure(ctx, args, os.Stdout, os.Stderr)
 	stop()
 	exit(err)
 }
