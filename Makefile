@@ -67,6 +67,11 @@ bench: build ## measure latency and throughput beside bare queues, and print the
 	@go build -trimpath -o bin/enlarger-bench ./cmd/enlarger-bench
 	@ENLARGER_BINARY=bin/enlarger bin/enlarger-bench $(BENCH)
 
+.PHONY: bench-quality
+bench-quality: ## print the tables of docs/quality.md: PSNR and SSIM on the sets in DATA, with contact sheets in out/quality (QUALITY="-help" lists its flags)
+	@go build -trimpath -o bin/enlarger-bench ./cmd/enlarger-bench
+	@bin/enlarger-bench quality -data $(or $(DATA),../shared/data) -sheets out/quality $(QUALITY)
+
 .PHONY: fixtures
 fixtures: ## make the recorded jobs' media anew (fixtures/media)
 	@scripts/deps.sh run
