@@ -101,16 +101,15 @@ type Whole struct {
 }
 
 // Tensor says how samples of 0 to 1 become a tensor: Range stretches them, then Mean is subtracted, then Std divides.
-// An output goes the same way back.
+// An output goes the same way back; it has the input's numbers, layout and channels where it gives none, except a mask, which has the layout.
 type Tensor struct {
 	// Name is needed when the model has several inputs or outputs.
 	Name string `json:"name,omitempty"`
 	// Layout is nchw (by default) or nhwc.
 	Layout string `json:"layout,omitempty"`
-	// Channels is y (BT.601 luma of full range), rgb or bgr. An output has those of the input by default; that of a matting
-	// model is one plane and says nothing.
+	// Channels is y (BT.601 luma of full range), rgb or bgr. The output of a matting model is one plane and says nothing.
 	Channels string `json:"channels,omitempty"`
-	// Range is what 0 and 1 become; by default [0, 1]. Many nets take [0, 255].
+	// Range is what 0 and 1 become; by default [0, 1]. Many nets take [0, 255]; one of luma as video codes it has [16/255, 235/255].
 	Range []float32 `json:"range,omitempty"`
 	// Mean and Std have one number for all channels or one for each, in the model's order of colours; by default 0 and 1.
 	Mean []float32 `json:"mean,omitempty"`
@@ -211,16 +210,8 @@ func (m *Manifest) check() error {
 	if err := m.Input.check("input", false); err != nil {
 		return err
 	}
-	if m.Output.Layout == "" {
-		m.Output.Layout = m.Input.Layout
-	}
-	if m.Task == Matting {
-		if m.Output.Channels != "" {
-			return wrong("output.channels", "must be left out for matting, whose output is one plane")
-		}
-		m.Output.Channels = "y"
-	} else if m.Output.Channels == "" {
-		m.Output.Channels = m.Input.Channels
+	if err := m.likeInput(); err != nil {
+		return err
 	}
 	if err := m.Output.check("output", m.Task == Matting); err != nil {
 		return err
@@ -229,6 +220,34 @@ func (m *Manifest) check() error {
 		return wrong("output.channels", "must have as many planes as input.channels (%s), not %s", m.Input.Channels, m.Output.Channels)
 	}
 	return m.checkExtras()
+}
+
+// likeInput fills what is left out of the output with what the input has; a mask has its layout only.
+func (m *Manifest) likeInput() error {
+	in, out := &m.Input, &m.Output
+	if out.Layout == "" {
+		out.Layout = in.Layout
+	}
+	if m.Task == Matting {
+		if out.Channels != "" {
+			return wrong("output.channels", "must be left out for matting, whose output is one plane")
+		}
+		out.Channels = "y"
+		return nil
+	}
+	if out.Channels == "" {
+		out.Channels = in.Channels
+	}
+	if out.Range == nil {
+		out.Range = slices.Clone(in.Range)
+	}
+	if out.Mean == nil {
+		out.Mean = slices.Clone(in.Mean)
+	}
+	if out.Std == nil {
+		out.Std = slices.Clone(in.Std)
+	}
+	return nil
 }
 
 func (m *Manifest) checkSizes() error {

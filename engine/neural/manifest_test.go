@@ -209,7 +209,7 @@ func TestBrokenModelsAreRefused(t *testing.T) {
 		"one size":      {strings.Replace(manifest, `"upscale", "scale": 2`, `"denoise"`, 1), string(fixed.Model()), []string{"x.json", "tile", "48"}},
 		"two inputs":    {strings.Replace(manifest, `"upscale", "scale": 2`, `"denoise"`, 1), string(two), []string{"x.json", "input.name", "sigma", "gain"}},
 		"no such input": {strings.Replace(manifest, `"tile"`, `"constants": [{"name": "w", "values": [1]}], "tile"`, 1), good, []string{"x.json", "constants", `"w"`}},
-		"wrong range":   {strings.Replace(manifest, `"channels"`, `"range": [0, 255], "channels"`, 1), good, []string{"x.json", "range", "2.000"}},
+		"wrong range":   {strings.Replace(manifest, `}}`, `}, "output": {"range": [0, 255]}}`, 1), good, []string{"x.json", "range", "0.002"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -280,6 +280,25 @@ func TestRunRefusesWhatDoesNotFit(t *testing.T) {
 	} {
 		if _, err := m.Run(t.Context(), c.in, c.how); err == nil {
 			t.Errorf("%s: no error", name)
+		}
+	}
+}
+
+// TestManifestsOfThePage: docs/models.md promises that its manifests are right.
+func TestManifestsOfThePage(t *testing.T) {
+	t.Parallel()
+	page, err := os.ReadFile("../../docs/models.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	blocks := strings.Split(string(page), "```json\n")[1:]
+	if len(blocks) < 10 {
+		t.Fatalf("%d manifests", len(blocks))
+	}
+	for _, block := range blocks {
+		text, _, _ := strings.Cut(block, "```")
+		if _, err := ParseManifest([]byte(text)); err != nil {
+			t.Errorf("%s: %v", text, err)
 		}
 	}
 }

@@ -249,8 +249,9 @@ func TestTensors(t *testing.T) {
 		"rgb":      {`{"channels": "rgb"}`, `{}`, 0.1, 0, 0.1 * 255},
 		"bgr":      {`{"channels": "bgr"}`, `{}`, 0.1, 2, 0.1 * 255},
 		"bgr in":   {`{"channels": "bgr"}`, `{"channels": "bgr", "range": [0, 1]}`, -0.1, 2, 0.1 * 255},
-		"bytes":    {`{"channels": "rgb", "range": [0, 255]}`, `{"range": [0, 255]}`, 10, 0, 10},
-		"centred":  {`{"channels": "rgb", "mean": [0.5], "std": [0.5]}`, `{"mean": [0.5], "std": [0.5]}`, 0.1, 0, 0.05 * 255},
+		"bytes":    {`{"channels": "rgb", "range": [0, 255]}`, `{}`, 10, 0, 10},
+		"bytes in": {`{"channels": "rgb", "range": [0, 255], "std": [255]}`, `{"range": [0, 1], "std": [1]}`, 10. / 255, 0, 10},
+		"centred":  {`{"channels": "rgb", "mean": [0.5], "std": [0.5]}`, `{}`, 0.1, 0, 0.05 * 255},
 		"imagenet": {`{"channels": "rgb", "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}`, `{"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}`, 1, 0, 0.229 * 255},
 	} {
 		t.Run(name, func(t *testing.T) {
