@@ -1,0 +1,85 @@
+package neural
+
+import (
+	"encoding/json"
+	"math"
+	"testing"
+)
+
+// sample is what training/export.py has written beside each of our models: what PyTorch made of a picture that a rule gives.
+type sample struct {
+	Side   int         `json:"side"`   // of the picture
+	Border int         `json:"border"` // pixels of the picture, on each side, whose answers were left out
+	Step   int         `json:"step"`   // of the answer's pixels that were kept, one in so many each way
+	Planes [][]float64 `json:"planes"`
+}
+
+// picture follows the rule.
+func (s *sample) picture(planes int) Patch {
+	p := Patch{Width: s.Side, Height: s.Side}
+	for c := range planes {
+		plane := make([]float32, s.Side*s.Side)
+		for y := range s.Side {
+			for x := range s.Side {
+				plane[y*s.Side+x] = float32((37*x+101*y+53*c+19*(x*y%7))%256) / 255
+			}
+		}
+		p.Planes = append(p.Planes, plane)
+	}
+	return p
+}
+
+// TestShipped runs each of our models and finds what PyTorch found, to 1e-4.
+func TestShipped(t *testing.T) {
+	r, err := Open(t.Context(), Config{Library: library(t), Threads: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(r.Close)
+	for _, m := range r.Models() {
+		text, err := shipped.ReadFile("models/" + m.Name() + ".sample")
+		if err != nil {
+			t.Errorf("%s: %v; training/export.py writes it", m.Name(), err)
+			continue
+		}
+		var s sample
+		if err := json.Unmarshal(text, &s); err != nil || s.Side < 1 || s.Step < 1 || len(s.Planes) == 0 {
+			t.Errorf("%s.sample: %v", m.Name(), err)
+			continue
+		}
+		out, err := m.Run(t.Context(), s.picture(m.Planes()), How{})
+		if err != nil {
+			t.Errorf("%s: %v", m.Name(), err)
+			continue
+		}
+		if len(out.Planes) != len(s.Planes) {
+			t.Errorf("%s: %d planes, want %d", m.Name(), len(out.Planes), len(s.Planes))
+			continue
+		}
+		for c, want := range s.Planes {
+			if d := s.furthest(t, m, out, c, want); d > 1e-4 {
+				t.Errorf("%s: plane %d is up to %g from PyTorch's", m.Name(), c, d)
+			}
+		}
+	}
+}
+
+// furthest is the largest difference of a plane from the sample's.
+func (s *sample) furthest(t *testing.T, m *Model, out Patch, plane int, want []float64) float64 {
+	t.Helper()
+	from, to := s.Border*m.Scale(), (s.Side-s.Border)*m.Scale()
+	var worst float64
+	i := 0
+	for y := from; y < to; y += s.Step {
+		for x := from; x < to; x += s.Step {
+			if i < len(want) {
+				worst = max(worst, math.Abs(float64(out.Planes[plane][y*out.Width+x])-want[i]))
+			}
+			i++
+		}
+	}
+	if i != len(want) || i == 0 {
+		t.Errorf("%s.sample: %d values, want %d", m.Name(), len(want), i)
+	}
+	return worst
+}
