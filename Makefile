@@ -44,6 +44,18 @@ mutants: ## take one safeguard out of the program after another, and demand that
 	@scripts/deps.sh test
 	ENLARGER_MUTANTS=1 go test -count=1 -timeout 60m -run TestMutants -v ./faults/mutants
 
+.PHONY: faults
+faults: build ## every fault of docs/reliability.md at its full length: default leases, outages of a minute, a thousand kills (half an hour)
+	@scripts/deps.sh test
+	ENLARGER_BINARY=$(CURDIR)/bin/enlarger go test -count=1 -timeout 2h ./faults -v -faults.long
+
+SOAK := 30m
+.PHONY: soak
+soak: build ## clients, and faults at random, for SOAK (30m); prints what was injected and every violation, and fails on one
+	@scripts/deps.sh test
+	@go test -c -o bin/faults.test ./faults
+	@ENLARGER_BINARY=bin/enlarger bin/faults.test -test.run '^TestSoak$$' -test.timeout 0 -faults.soak $(SOAK)
+
 .PHONY: lint
 lint: .deps/golangci-lint-$(GOLANGCI_LINT) ## golangci-lint at its pinned version, compiled into .deps on first use
 	@scripts/deps.sh run

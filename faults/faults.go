@@ -68,6 +68,8 @@ type Node struct {
 	// URL is where it serves the API; "" for a worker.
 	URL string
 
+	// busy is held while something happens to the process that must not be mixed with something else.
+	busy    sync.Mutex
 	fleet   *Fleet
 	command string
 	env     map[string]string
@@ -150,6 +152,7 @@ func newFleet(t T, settings map[string]string) *Fleet {
 	f := &Fleet{T: t, data: t.TempDir(), accepted: map[string]string{}, secrets: map[string]string{}}
 	f.Settings = map[string]string{
 		"ENLARGER_RATE_LIMIT": "1000000", "ENLARGER_MAX_IMAGE_JOBS": "100000", "ENLARGER_MAX_VIDEO_JOBS": "100000", "ENLARGER_DATA": f.data,
+		"ENLARGER_NEURAL": "off", // what fills the time of a run does not matter here
 	}
 	maps.Copy(f.Settings, settings)
 	f.check(os.Mkdir(f.temp(), 0o700))

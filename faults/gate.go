@@ -31,6 +31,10 @@ if [ "$1" = -progress ]; then
 		case "$*" in *"$poison"*) kill -KILL "$PPID" ;; esac
 	fi
 	[ -p '%[1]s' ] && read -r nothing <'%[1]s'
+	if [ -f '%[4]s' ]; then
+		read -r seconds <'%[4]s'
+		sleep $((seconds + $$ %% 5))
+	fi
 fi
 exec '%[3]s' "$@"
 `
@@ -43,7 +47,7 @@ func newGate(t T) *Gate {
 		t.Fatalf("%v; run `make deps`", err)
 	}
 	g := &Gate{t: t, Program: filepath.Join(dir, "ffmpeg"), Poison: filepath.Join(dir, "poison"), pipe: filepath.Join(dir, "gate")}
-	script := fmt.Sprintf(gateScript, g.pipe, g.Poison, ffmpeg)
+	script := fmt.Sprintf(gateScript, g.pipe, g.Poison, ffmpeg, g.nap())
 	//nolint:gosec // it is a program
 	if err := os.WriteFile(g.Program, []byte(script), 0o700); err != nil {
 		t.Fatalf("%v", err)
@@ -75,6 +79,16 @@ func (g *Gate) Open() {
 		g.t.Fatalf("gate: %v", err)
 	}
 	pipe.Close()
+}
+
+func (g *Gate) nap() string { return g.pipe + ".seconds" }
+
+// Sleep makes every encode sleep for so many seconds, and up to four more, before it begins.
+func (g *Gate) Sleep(seconds int) {
+	g.t.Helper()
+	if err := os.WriteFile(g.nap(), fmt.Appendln(nil, seconds), 0o600); err != nil {
+		g.t.Fatalf("gate: %v", err)
+	}
 }
 
 // process is one line of the process table.

@@ -38,6 +38,15 @@ func (f *Fleet) redis(do func(client *redis.Client) error) {
 	f.check(do(client))
 }
 
+// redisDo runs one command for the soak, which goes on when it fails.
+func (f *Fleet) redisDo(command string) {
+	client := redis.NewClient(&redis.Options{Addr: f.Redis.Addr()})
+	defer client.Close()
+	if err := client.Do(f.Context(), command).Err(); err != nil {
+		f.Logf("%s: %v", command, err)
+	}
+}
+
 // WakeUps lists the wake-ups of a job that Redis has, in whatever state.
 func (f *Fleet) WakeUps(id string) (keys []string) {
 	f.Helper()
