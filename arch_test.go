@@ -40,6 +40,7 @@ var rooms = map[string]struct {
 	"engine/neural":      {nil, "a leaf: it can be measured and replaced alone"},
 	"engine/ffmpeg":      {nil, "a leaf: the one place that starts processes must be small enough to be read whole"},
 	"storage":            {nil, "a leaf: objects and fetches, whoever asks"},
+	"modelserver":        {nil, "a leaf: one request and its answer, whoever asks"},
 	"db":                 {nil, "a leaf: connections, transactions and migrations, whoever asks"},
 	"fixtures":           {nil, "the replayer is a client: it knows the API by its URL only"},
 	"faults":             {[]string{"*"}, ""},

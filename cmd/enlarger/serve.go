@@ -231,7 +231,11 @@ func newCatalog(s *settings, scratch string, models *neural.Runtime) (*engine.Ca
 	}
 	limits := engine.DefaultLimits()
 	limits.ImagePixels = int64(s.MaxMegapixels) * 1_000_000
-	tools := image.Tools(image.Options{FFmpeg: runner, Neural: models, JPEGQuality: s.JPEGQuality})
+	edit, err := editor(s)
+	if err != nil {
+		return nil, err
+	}
+	tools := image.Tools(image.Options{FFmpeg: runner, Neural: models, JPEGQuality: s.JPEGQuality, Edit: edit})
 	return engine.NewCatalog(limits, append(tools, video.Tools(runner, video.Options{})...)...), nil
 }
 

@@ -79,6 +79,10 @@ type settings struct {
 	AuditEvery time.Duration `env:"ENLARGER_AUDIT_EVERY" default:"24h" help:"How often one process of the fleet checks the books by itself and logs rows that do not agree; 0 is never. The first time is after a random part of it."`
 	Metrics    string        `env:"ENLARGER_METRICS_ADDRESS" name:"metrics-address" placeholder:"ADDR" help:"Address for Prometheus, such as 127.0.0.1:9100: GET /metrics. It asks nobody for a key, so keep it where only operators reach it. Default: off."`
 
+	ModelServer        string        `env:"ENLARGER_MODEL_SERVER" placeholder:"URL" help:"Server of a generative model that edits images as a custom prompt says (docs/model-server.md). Default: none; prompts are carried out by the engine's own operations or fail."`
+	ModelServerToken   string        `env:"ENLARGER_MODEL_SERVER_TOKEN" help:"Bearer token for the model server."`
+	ModelServerTimeout time.Duration `env:"ENLARGER_MODEL_SERVER_TIMEOUT" default:"2m" help:"How long the model server may take for one image, 1s to 1h."`
+
 	LogLevel  string `env:"ENLARGER_LOG_LEVEL" default:"info" enum:"debug,info,warn,error" help:"debug, info, warn or error."`
 	LogFormat string `env:"ENLARGER_LOG_FORMAT" default:"auto" enum:"auto,json,text" help:"json, text, or auto: text on a terminal."`
 }
@@ -126,6 +130,9 @@ func (s *settings) check() error {
 	const week = 7 * 24 * time.Hour // no signed URL lives longer
 	if s.UploadLife < time.Second || s.UploadLife > week {
 		faults = append(faults, fmt.Errorf("ENLARGER_UPLOAD_LIFE must be 1s to 168h"))
+	}
+	if s.ModelServerTimeout < time.Second || s.ModelServerTimeout > time.Hour {
+		faults = append(faults, fmt.Errorf("ENLARGER_MODEL_SERVER_TIMEOUT must be 1s to 1h"))
 	}
 	if s.JPEGQuality < 0 || s.JPEGQuality > 100 {
 		faults = append(faults, fmt.Errorf("ENLARGER_JPEG_QUALITY must be 1 to 100"))
