@@ -83,13 +83,17 @@ func (ff *faceFinder) find(ctx context.Context, src *raster) ([]face, error) {
 	found, err := ff.findIn(ctx, small)
 	scaleX, scaleY := float64(src.width)/float64(small.width), float64(src.height)/float64(small.height)
 	for i := range found {
-		f := &found[i]
-		f.x, f.y, f.size = f.x*scaleX, f.y*scaleY, f.size*math.Sqrt(scaleX*scaleY)
-		for j := range f.eyes {
-			f.eyes[j] = point{f.eyes[j].x * scaleX, f.eyes[j].y * scaleY}
-		}
+		found[i].scale(scaleX, scaleY)
 	}
 	return found, err
+}
+
+// scale takes a face to a picture of another size.
+func (f *face) scale(x, y float64) {
+	f.x, f.y, f.size = f.x*x, f.y*y, f.size*math.Sqrt(x*y)
+	for i := range f.eyes {
+		f.eyes[i] = point{f.eyes[i].x * x, f.eyes[i].y * y}
+	}
 }
 
 // findIn is find in a picture that is small already; places are in its pixels.

@@ -74,6 +74,8 @@ type prepared struct {
 	deep bool
 	// grey says that the output of a coloured source is grey; coloured that of a grey source is not.
 	grey, coloured bool
+	// transparent says that the output has transparent parts although the source may have none.
+	transparent bool
 	// faces asks that faces be restored as well.
 	faces bool
 }
@@ -101,7 +103,7 @@ func (o Options) filtered(ctx context.Context, name string, task engine.Task, pr
 	const preparedPart = 0.2
 	done.reach(preparedPart)
 
-	l := look{width: source.width, height: source.height, deep: source.deep || prep.deep, alpha: source.alpha, grey: (source.grey || prep.grey) && !prep.coloured}
+	l := look{width: source.width, height: source.height, deep: source.deep || prep.deep, alpha: source.alpha || prep.transparent, grey: (source.grey || prep.grey) && !prep.coloured}
 	out, err := o.create(ctx, task.Output, task.Plan.Format, l)
 	if err != nil {
 		return engine.Output{}, err

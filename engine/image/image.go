@@ -61,6 +61,7 @@ func Tools(o Options) []engine.Tool {
 	return []engine.Tool{
 		upscaleTool(o),
 		denoiseTool(o),
+		removeBgTool(o),
 		cartoonizeTool(o),
 		customTool(o),
 	}
