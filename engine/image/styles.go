@@ -19,7 +19,7 @@ func (c *cartoon) anime(ctx context.Context, colours [3][]float32) error {
 	if err != nil {
 		return err
 	}
-	flat, err := c.flattened(ctx, colours, c.px(1.5), 0.025, c.px(12))
+	flat, err := c.flattened(ctx, colours, c.px(1.5), 0.022, c.px(9))
 	if err != nil {
 		return err
 	}
@@ -32,11 +32,11 @@ func (c *cartoon) anime(ctx context.Context, colours [3][]float32) error {
 		for x := range red {
 			r, g, b := in[0][x], in[1][x], in[2][x]
 			y := brightness(r, g, b)
-			to := between(y, banded(y, 7, 3), 0.75)
+			to := between(y, banded(y, 6, 5), 0.8)
 			to = to + 0.16*to*(1-to)*2                        // lighter in the middle
 			to += 0.12 * smooth(0.55, 1, in[4][x]) * (1 - to) // light runs over
 			r, g, b = tinted(r, g, b, to, 1.4)
-			k := 1 - 0.75*smooth(0.008, 0.045, -in[3][x])
+			k := 1 - 0.82*smooth(0.006, 0.032, -in[3][x])
 			red[x], green[x], blue[x] = r*k, g*k*k, b*k*k // warm lines
 			green[x], blue[x] = between(green[x], g*k, 0.6), between(blue[x], b*k, 0.6)
 		}
@@ -55,13 +55,13 @@ func (c *cartoon) comic(ctx context.Context, colours [3][]float32) error {
 	if err != nil {
 		return err
 	}
-	flat, err := c.flattened(ctx, colours, c.px(2.5), 0.04, c.px(16))
+	flat, err := c.flattened(ctx, colours, c.px(1.6), 0.02, c.px(9))
 	if err != nil {
 		return err
 	}
 	c.planes = [][]float32{flat[0], flat[1], flat[2], line, inner}
 	c.draw = func(in [][]float32, u0, du, v float32, red, green, blue []float32) {
-		const pitch = 6.5 // of the dots, in units
+		const pitch = 5 // of the dots, in units
 		const turn = math.Sqrt2 / 2 * 2 * math.Pi / pitch
 		for x := range red {
 			u := (u0 + float32(x)) * du
@@ -69,7 +69,7 @@ func (c *cartoon) comic(ctx context.Context, colours [3][]float32) error {
 			y := brightness(r, g, b)
 			// A screen of dots, 45 degrees: 0 in the middle of a dot, 1 between dots.
 			screen := 0.5 - 0.25*(cosine((u+v)*turn)+cosine((u-v)*turn))
-			to := screened(y, 3.5, screen)
+			to := between(banded(y, 4, 8), screened(y, 4, screen), 0.8)
 			r, g, b = tinted(r, g, b, 0.1+0.9*to, 1.6)
 			ink := max(smooth(0.012, 0.03, -in[3][x]), 1-smooth(0.06, 0.14, in[4][x]+2*in[3][x]))
 			paper := 1 - 0.93*ink
@@ -116,58 +116,43 @@ func (c *cartoon) sketch(ctx context.Context, colours [3][]float32) error {
 	if err != nil {
 		return err
 	}
-	strokes, err := c.hatch(ctx, tone)
-	if err != nil {
-		return err
-	}
-	c.planes = [][]float32{strokes, line, tone}
+	c.planes = [][]float32{line, tone}
 	c.draw = func(in [][]float32, u0, du, v float32, red, green, blue []float32) {
 		for x := range red {
 			u := (u0 + float32(x)) * du
-			grain := clouds(u/1.4, v/1.4, 2, 11)
-			dark := in[0][x]
+			grain := clouds(u/1.3, v/1.3, 2, 11)
 			// Graphite stays on the crests of the paper.
-			dark *= 0.75 + 0.5*smooth(0.25, 0.75, grain)
-			pencil := smooth(0.004, 0.05, -in[1][x]) * (0.72 + 0.4*grain)
-			light := (0.985 - 0.02*grain) * (1 - min(dark, 0.92)) * (1 - min(0.85*pencil, 0.9))
+			crest := 0.72 + 0.5*smooth(0.25, 0.8, grain)
+			dark := hem(hatched(u, v, in[1][x])*crest, 0.93)
+			pencil := hem(smooth(0.004, 0.04, -in[0][x])*crest, 0.9)
+			light := (0.985 - 0.025*grain) * (1 - dark) * (1 - pencil)
 			red[x], green[x], blue[x] = light, light, light
 		}
 	}
 	return nil
 }
 
-// hatch lays pencil strokes in the density that a tone asks for: noise drawn out along a stroke (Mao, Nagasaka and Imamiya 2001), in
-// one direction for light tones and a second across it in the dark.
-func (c *cartoon) hatch(ctx context.Context, tone []float32) ([]float32, error) {
-	out := c.newPlane()
-	reach := int(max(math.Round(c.px(9)), 3))
-	layers := []struct{ dx, dy, from, to, most float32 }{
-		{0.76, -0.65, 0.98, 0.3, 0.62},
-		{0.5, 0.87, 0.45, 0.05, 0.5},
-	}
-	err := c.eachRow(ctx, func(y int) {
-		for x := range c.width {
-			at := y*c.width + x
-			left := float32(1)
-			for n, l := range layers {
-				want := hem((l.from-tone[at])/(l.from-l.to), 1)
-				if want <= 0 {
-					continue
-				}
-				sum := float32(0)
-				for i := -reach; i <= reach; i++ {
-					px, py := (float32(x)+float32(i)*l.dx)/c.unit, (float32(y)+float32(i)*l.dy)/c.unit
-					sum += cloud(px*0.9, py*0.9, uint32(31+n))
-				}
-				mean := sum / float32(2*reach+1)
-				// The mean of many varies little around a half.
-				grain := hem((mean-0.5)*4+0.5, 1)
-				left *= 1 - l.most*want*hem(0.35+1.3*grain-0.5*(1-want), 1)
-			}
-			out[at] = 1 - left
+// hatched is how dark pencil strokes make a place whose tone is between black and white: noise drawn out along a stroke (after Mao, Nagasaka and Imamiya
+// 2001), cut off where the tone asks for paper; one direction in light tones, a second and a third across it in the dark.
+func hatched(u, v, tone float32) float32 {
+	left := float32(1)
+	for n, l := range [3]struct{ dx, dy, from, to, most float32 }{
+		{0.77, -0.64, 0.97, 0.25, 0.58},
+		{0.94, 0.34, 0.55, 0.05, 0.55},
+		{0.1, 0.995, 0.25, 0, 0.5},
+	} {
+		want := hem((l.from-tone)/(l.from-l.to), 1)
+		if want <= 0 {
+			break
 		}
-	})
-	return out, err
+		along, across := u*l.dx+v*l.dy, v*l.dx-u*l.dy
+		bend := 2.5 * cloud(along/60, across/60, uint32(37+n)) // no ruler
+		seed := uint32(31 + 3*n)
+		stroke := 0.7*cloud(along/26, (across+bend)/1.5, seed) + 0.3*cloud(along/9, (across+bend)/0.8, seed+1)
+		edge := 1 - want*0.95
+		left *= 1 - l.most*smooth(edge-0.3, edge+0.3, stroke)*(0.45+0.55*want)
+	}
+	return 1 - left
 }
 
 // watercolor composes washes of pigment on rough paper.
@@ -199,9 +184,9 @@ func (c *cartoon) watercolor(ctx context.Context, colours [3][]float32) error {
 			r, g, b := in[0][x], in[1][x], in[2][x]
 			y := brightness(r, g, b)
 			to := between(y, banded(y, 6, 2.5), 0.5)
-			r, g, b = tinted(r, g, b, 0.1+0.9*to, 1.3)
+			r, g, b = tinted(r, g, b, 0.2+0.8*to, 1.15)
 			paper := clouds(u/2.6, v/2.6, 3, 71)
-			density := 1 + 0.9*(clouds(u/90, v/90, 4, 51)-0.5) + 0.45*(paper-0.5) + in[3][x]
+			density := 1 + 1.5*(clouds(u/80, v/80, 4, 51)-0.5) + 0.4*(paper-0.5) + in[3][x]
 			// Pigment of more density takes more light away (Bousseau et al. 2006).
 			red[x], green[x], blue[x] = pigment(r, density), pigment(g, density), pigment(b, density)
 			light := 1 - 0.06*smooth(0.35, 0.75, paper)
@@ -249,9 +234,9 @@ func (c *cartoon) pools(ctx context.Context, washes [3][]float32) ([]float32, er
 		// Darker than around: the inner border of a dark wash.
 		d := far[i] - near[i]
 		if d > 0 {
-			d *= 3.2
+			d *= 5.5
 		}
-		near[i] = hem(d+0.3, 1.1) - 0.3
+		near[i] = hem(d*1.4+0.35, 1.35) - 0.35
 	}
 	return near, nil
 }
@@ -315,7 +300,7 @@ func (c *cartoon) bristles(ctx context.Context, dabs [3][]float32) ([]float32, e
 			slope := (height[at+r] - height[at+l]) + (height[below+x] - height[above+x])
 			// Paint is thicker where it is lighter.
 			slope += 0.5*hem(0.5+(luma[at+r]-luma[at+l])+(luma[below+x]-luma[above+x]), 1) - 0.25
-			out[at+x] = hem(0.9*slope+0.3, 0.6) - 0.3
+			out[at+x] = hem(0.7*slope+0.3, 0.6) - 0.3
 		}
 	})
 	return out, err
