@@ -41,9 +41,9 @@ const (
 	// soakSlots are enough that a run that was lost waits for its lease and not for a place.
 	soakSlots = "3"
 	// soakPause is the mean time between two kills, of one process or of several.
-	soakPause = 2500 * time.Millisecond
+	soakPause = 2100 * time.Millisecond
 	// soakEncode is how long an encode sleeps before it begins, so that kills find work under way that costs little: from this to four seconds more.
-	soakEncode = 2
+	soakEncode = 3
 	soakSay    = 10 * time.Second
 	// soakDrain is how long the system has to bring everything to an end once nothing is broken any more.
 	soakDrain = 5 * time.Minute
@@ -87,7 +87,7 @@ func Soak(t T, cfg SoakConfig) SoakReport {
 	f := New(t, soakAPIs, map[string]string{"ENLARGER_DATABASE": postgres.Database(t)})
 	s := &soak{Fleet: f, cfg: cfg, started: time.Now(), random: rand.New(rand.NewPCG(uint64(time.Now().UnixNano()), 1)), answers: map[string]int{}}
 	s.say("settings: all defaults (lease 20s, heartbeat 5s, sweep 5s, retry budget 3), but %s video slots a worker, no neural models, no rate limit and no cap of jobs in flight", soakSlots)
-	s.say("%d API and %d worker processes; %d clients with clips that take 3-8 s, %d with photos, each with one job at a time", soakAPIs, soakWorkers, soakVideoClients, soakPhotoUsers)
+	s.say("%d API and %d worker processes; %d clients with clips that take 4-9 s, %d with photos, each with one job at a time", soakAPIs, soakWorkers, soakVideoClients, soakPhotoUsers)
 	for i := range soakWorkers {
 		w := f.Start(fmt.Sprintf("worker%d", i), "worker", "ENLARGER_VIDEO_SLOTS", soakSlots)
 		w.Gate.Sleep(soakEncode)

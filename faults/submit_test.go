@@ -240,7 +240,6 @@ func TestF25UploadNeverCompleted(t *testing.T) {
 // F27: one account floods the fleet; another's only job starts as soon as a slot has turned over.
 func TestF27FloodLetsOthersThrough(t *testing.T) {
 	t.Parallel()
-	t.Skip("fairness between accounts is not built yet")
 	const flood = 200
 	f := faults.New(t, 2, faults.Quick())
 	other := f.NewAccount("other", 100)
