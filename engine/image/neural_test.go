@@ -7,6 +7,7 @@ import (
 	"image"
 	"image/color"
 	"math"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
@@ -362,11 +363,11 @@ func TestWithoutAFittingModelTheMethodIsClassical(t *testing.T) {
 		if net.Find(neural.Upscale, 2) != nil {
 			t.Skip("a model for scale 2 is shipped, so there is always one")
 		}
-		if got := o.enlarger(scale).model; got != want || (n == nil) != (want == "") {
-			t.Errorf("x%d: model %q, want %q", scale, got, want)
+		if (n == nil) != (want == "") || (n != nil && n.name() != want) {
+			t.Errorf("x%d: %v, want %q", scale, n, want)
 		}
 	}
-	if o := (Options{}); o.netUpscaler(2) != nil || o.net(neural.Denoise, 1) != nil || o.enlarger(4).method != "lanczos+backprojection" {
+	if o := (Options{}); o.netUpscaler(2) != nil || o.net(neural.Denoise, 1) != nil {
 		t.Error("a server without models has one")
 	}
 }
@@ -377,4 +378,90 @@ func make16() [][9]float32 {
 		all[i] = [9]float32{4: 1}
 	}
 	return all
+}
+
+// BenchmarkSet5 prints what the models make of Set5 beside the classical method: PSNR of luma in dB. It is a benchmark so that it runs
+// when it is asked for.
+func BenchmarkSet5(b *testing.B) {
+	dir := samples(b, "bench/Set5")
+	options := Options{Neural: models(b, nil)}.withDefaults()
+	for _, scale := range []int{2, 4} {
+		b.Run(fmt.Sprintf("x%d", scale), func(b *testing.B) {
+			n := options.netUpscaler(scale)
+			if n == nil {
+				b.Skip("no model")
+			}
+			for b.Loop() {
+				net, classic := 0.0, 0.0
+				for i := 1; i <= 5; i++ {
+					low := readRaster(b, filepath.Join(dir, fmt.Sprintf("x%d/img_%03d_SRF_%d_LR.png", scale, i, scale)))
+					high := readRaster(b, filepath.Join(dir, fmt.Sprintf("x%d/img_%03d_SRF_%d_HR.png", scale, i, scale)))
+					out := make([]byte, 4*low.width*low.height*scale*scale)
+					if err := n.band(b.Context(), low, 0, out, false); err != nil {
+						b.Fatal(err)
+					}
+					net += lumaPSNR(out, low.width*scale, high, scale) / 5
+					if err := newUpscaler(scale).band(b.Context(), low, 0, out, false, make([]tile, processors())); err != nil {
+						b.Fatal(err)
+					}
+					classic += lumaPSNR(out, low.width*scale, high, scale) / 5
+				}
+				b.ReportMetric(net, "dB")
+				b.ReportMetric(classic, "dB-classical")
+			}
+		})
+	}
+}
+
+func TestJPEGQualityIsRead(t *testing.T) {
+	t.Parallel()
+	img := scene(40, 30)
+	for _, quality := range []int{25, 30, 50, 75, 90, 95, 100} {
+		if got := jpegQuality(writeFile(t, jpegBytes(t, img, quality))); math.Abs(float64(got)-float64(quality)) > 1 {
+			t.Errorf("quality %d is read as %.1f", quality, got)
+		}
+	}
+	if got := jpegQuality(writeFile(t, pngBytes(t, img))); got != 100 {
+		t.Errorf("a png has quality %.1f", got)
+	}
+	wide := make([]byte, 128)
+	for i, q := range jpegLumaQuant {
+		wide[2*i+1] = q
+	}
+	if got := quantQuality(wide, true); got != 50 {
+		t.Errorf("the standard's table in 16 bits is of quality %.1f, want 50", got)
+	}
+}
+
+// TestRoughSourcesTakeLessOfAModel: ours was trained on clean pictures.
+func TestRoughSourcesTakeLessOfAModel(t *testing.T) {
+	t.Parallel()
+	options := Options{Neural: models(t, nil)}
+	if m := options.net(neural.Upscale, 2, "quality", "fast"); m == nil || options.net(neural.Upscale, 2, "photo").Variant() == "photo" {
+		t.Skip("this is about a server with our model for clean pictures only")
+	}
+	noisy := scene(200, 160)
+	chance := rand.New(rand.NewPCG(4, 4))
+	for i := range noisy.Pix {
+		if i%4 != 3 {
+			noisy.Pix[i] = uint8(min(max(float64(noisy.Pix[i])+20*chance.NormFloat64(), 0), 255))
+		}
+	}
+	for name, c := range map[string]struct {
+		content []byte
+		least   float64
+		most    float64
+	}{
+		"clean":       {pngBytes(t, scene(200, 160)), 0.95, 1},
+		"JPEG 95":     {jpegBytes(t, scene(200, 160), 95), 0.95, 1},
+		"JPEG 60":     {jpegBytes(t, scene(200, 160), 60), 0.2, 0.5},
+		"JPEG 20":     {jpegBytes(t, scene(200, 160), 20), 0, 0},
+		"noise of 20": {pngBytes(t, noisy), 0, 0},
+	} {
+		out, _ := job{options: options, format: "png"}.must(t, c.content)
+		strength, _ := out.Facts["model_strength"].(float64)
+		if strength < c.least || strength > c.most || (out.Facts["method"] == "neural") != (strength > 0) {
+			t.Errorf("%s: facts = %v, want a strength of %.2f to %.2f", name, out.Facts, c.least, c.most)
+		}
+	}
 }

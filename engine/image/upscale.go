@@ -27,7 +27,7 @@ func upscaleTool(o Options) engine.Tool {
 		Measure: o.Measure,
 		Memory: func(c upscaleConfig, task engine.Task) int64 {
 			need := o.memory(task)
-			if n := o.netUpscaler(c.Scale, "quality", "fast"); n != nil && task.Source.Known() {
+			if n := o.netUpscaler(c.Scale); n != nil && task.Source.Known() {
 				need += n.memory(task.Source.Width, task.Source.Height)
 			}
 			return need
@@ -59,8 +59,11 @@ func (o Options) upscale(ctx context.Context, c upscaleConfig, task engine.Task)
 	if err != nil {
 		return engine.Output{}, err
 	}
-	how := o.enlarger(c.Scale)
-	result, err := how.enlarge(ctx, source, out, done)
+	how, err := o.enlarger(ctx, c.Scale, task.Input, source)
+	var result engine.Output
+	if err == nil {
+		result, err = how.enlarge(ctx, source, out, done)
+	}
 	if err != nil {
 		out.abort()
 		if ctx.Err() != nil {
@@ -80,7 +83,7 @@ func (o Options) upscale(ctx context.Context, c upscaleConfig, task engine.Task)
 		"source_format": source.header.format, "source_width": source.width, "source_height": source.height,
 	}
 	if how.model != "" {
-		result.Facts["model"] = how.model
+		result.Facts["model"], result.Facts["model_strength"] = how.model, how.strength
 	}
 	done.reach(1)
 	return result, nil
@@ -89,21 +92,26 @@ func (o Options) upscale(ctx context.Context, c upscaleConfig, task engine.Task)
 // enlarger is a way of enlarging.
 type enlarger struct {
 	scale int
-	// method and model are for the job's output; model is "" when there is none.
+	// method and model are for the job's output; model is "" when there is none. strength is how much of its answer is taken.
 	method, model string
+	strength      float64
 	// rows is how many output rows to make at a time.
 	rows func(stride, width, height int) int
 	// band makes the output rows from y as far as out reaches.
 	band func(ctx context.Context, src *raster, y int, out []byte, deep bool) error
 }
 
-// enlarger chooses models where there are some, or else the classical method.
-func (o Options) enlarger(scale int) enlarger {
-	if n := o.netUpscaler(scale, "quality", "fast"); n != nil {
+// enlarger chooses by what is measured of the source: models where there are some that help, or else the classical method.
+func (o Options) enlarger(ctx context.Context, scale int, input string, source *picture) (enlarger, error) {
+	n, err := o.netUpscalerFor(ctx, scale, input, source)
+	if err != nil {
+		return enlarger{}, err
+	}
+	if n != nil {
 		return enlarger{
-			scale: scale, method: "neural", model: n.name(), band: n.band,
+			scale: scale, method: "neural", model: n.name(), strength: hundredths(n.strength), band: n.band,
 			rows: func(_, width, height int) int { return n.rows(width, height) * scale },
-		}
+		}, nil
 	}
 	u, tiles := newUpscaler(scale), make([]tile, processors())
 	return enlarger{
@@ -112,7 +120,7 @@ func (o Options) enlarger(scale int) enlarger {
 		band: func(ctx context.Context, src *raster, y int, out []byte, deep bool) error {
 			return u.band(ctx, src, y, out, deep, tiles)
 		},
-	}
+	}, nil
 }
 
 // enlarge makes and writes the output band by band.
