@@ -274,6 +274,8 @@ func (o Options) customMemory(c customConfig, task engine.Task) int64 {
 		switch s.op {
 		case opCartoonize:
 			extra = max(extra, cartoonMemory)
+		case opBackground:
+			extra = max(extra, matteMemory)
 		case opResize, opFit, opUpscale:
 			extra = max(extra, resizeMemory())
 		}

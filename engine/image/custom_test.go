@@ -241,3 +241,42 @@ func TestCustomAsksTheModelServer(t *testing.T) {
 		}
 	}
 }
+
+// TestCustomBackgrounds cuts a disc out of a plain ground.
+func TestCustomBackgrounds(t *testing.T) {
+	t.Parallel()
+	src := image.NewNRGBA(image.Rect(0, 0, 200, 160))
+	for y := range 160 {
+		for x := range 200 {
+			c := color.NRGBA{200, 205, uint8(209 + (x+y)%3), 255}
+			if math.Hypot(float64(x-100), float64(y-80)) < 50 {
+				c = color.NRGBA{170, 40, uint8(30 + x%3), 255}
+			}
+			src.SetNRGBA(x, y, c)
+		}
+	}
+	for _, c := range []struct {
+		prompt        string
+		corner, inner color.NRGBA
+		near          float64
+	}{
+		{"remove the background", color.NRGBA{}, src.NRGBAAt(100, 80), 6},
+		{"make the background #00f", color.NRGBA{0, 0, 255, 255}, src.NRGBAAt(100, 80), 6},
+		{"blur the background", color.NRGBA{200, 205, 210, 255}, src.NRGBAAt(100, 80), 8},
+		{"remove the background, then invert", color.NRGBA{}, color.NRGBA{85, 215, 224, 255}, 6},
+	} {
+		out, got := edited(t, c.prompt, src)
+		for _, at := range []struct {
+			x, y int
+			want color.NRGBA
+		}{{4, 4, c.corner}, {100, 80, c.inner}} {
+			n := got.NRGBAAt(at.x, at.y)
+			if d := math.Abs(float64(n.R)-float64(at.want.R)) + math.Abs(float64(n.G)-float64(at.want.G)) + math.Abs(float64(n.B)-float64(at.want.B)) + math.Abs(float64(n.A)-float64(at.want.A)); d > 2*c.near {
+				t.Errorf("%q: pixel %d,%d is %v, want %v", c.prompt, at.x, at.y, n, at.want)
+			}
+		}
+		if out.Facts["background"] == nil {
+			t.Errorf("%q: no facts of the background: %v", c.prompt, out.Facts)
+		}
+	}
+}

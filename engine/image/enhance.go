@@ -15,6 +15,8 @@ func (o Options) prepareStep(ctx context.Context, source *picture, s step) (prep
 		return enhanceOf(ctx, source.raster, s.amount)
 	case opCartoonize:
 		return cartoonOf(ctx, source.raster, s.way)
+	case opBackground:
+		return o.backgroundOf(ctx, source.raster, s)
 	case opDenoise:
 		noise, err := measureNoise(ctx, source.raster)
 		if err != nil {

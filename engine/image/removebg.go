@@ -41,6 +41,11 @@ func (o Options) removeBackground(ctx context.Context, source *picture) (prepare
 	if err != nil {
 		return prepared{}, err
 	}
+	return m.cutting(), nil
+}
+
+// cutting is what cuts the subject out.
+func (m *matte) cutting() prepared {
 	prep := prepared{
 		filter: filter{apply: m.cut}, transparent: true,
 		facts: map[string]any{"method": m.method, "confidence": hundredths(float32(m.confidence)), "subject_part": hundredths(float32(m.part))},
@@ -53,5 +58,5 @@ func (o Options) removeBackground(ctx context.Context, source *picture) (prepare
 	case m.confidence < sure:
 		prep.warnings = []string{"The subject could not be told from the background with confidence; look at the result before you use it."}
 	}
-	return prep, nil
+	return prep
 }

@@ -184,9 +184,9 @@ func (c *cartoon) watercolor(ctx context.Context, colours [3][]float32) error {
 			r, g, b := in[0][x], in[1][x], in[2][x]
 			y := brightness(r, g, b)
 			to := between(y, banded(y, 6, 2.5), 0.5)
-			r, g, b = tinted(r, g, b, 0.2+0.8*to, 1.15)
+			r, g, b = tinted(r, g, b, 0.16+0.84*to, 1.18)
 			paper := clouds(u/2.6, v/2.6, 3, 71)
-			density := 1 + 1.5*(clouds(u/80, v/80, 4, 51)-0.5) + 0.4*(paper-0.5) + in[3][x]
+			density := 1 + 1.05*(clouds(u/80, v/80, 4, 51)-0.5) + 0.4*(paper-0.5) + in[3][x]
 			// Pigment of more density takes more light away (Bousseau et al. 2006).
 			red[x], green[x], blue[x] = pigment(r, density), pigment(g, density), pigment(b, density)
 			light := 1 - 0.06*smooth(0.35, 0.75, paper)

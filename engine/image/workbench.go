@@ -19,7 +19,9 @@ type workbench struct {
 	facts map[string]any
 	// grey and coloured are what the waiting filters do to the colours.
 	grey, coloured bool
-	warnings       []string
+	// alpha says that a waiting filter makes parts transparent.
+	alpha    bool
+	warnings []string
 }
 
 // workMargin is the most pixels around a square that waiting filters may ask for together; more are applied one after the other.
@@ -105,7 +107,7 @@ func (w *workbench) apply(ctx context.Context) error {
 		return nil
 	}
 	f := inRow(w.waiting)
-	grey, alpha := w.isGrey(), w.picture.alpha
+	grey, alpha := w.isGrey(), w.picture.alpha || w.alpha
 	const deep = true // a picture between two steps is not rounded to 8 bits
 	err := w.replace(w.picture.width, w.picture.height, deep, func(to *raster) error {
 		return filterBands(ctx, w.picture.raster, f, deep, func(y int, band []byte) error { return to.write(y, band) })
@@ -114,7 +116,7 @@ func (w *workbench) apply(ctx context.Context) error {
 		return err
 	}
 	w.picture.grey, w.picture.alpha = grey, alpha
-	w.waiting, w.grey, w.coloured = nil, false, false
+	w.waiting, w.grey, w.coloured, w.alpha = nil, false, false, false
 	return nil
 }
 
@@ -350,6 +352,9 @@ func (w *workbench) prepare(ctx context.Context, s step) error {
 	}
 	w.lay(ctx, prep.filter)
 	w.grey, w.coloured = w.grey || prep.grey, w.coloured || prep.coloured
+	if prep.transparent {
+		w.alpha = prep.filter.apply != nil
+	}
 	w.warnings = append(w.warnings, prep.warnings...)
 	if len(prep.facts) > 0 {
 		if w.facts == nil {
@@ -368,7 +373,7 @@ func (w *workbench) finishAs(ctx context.Context, task engine.Task, deep bool, d
 	if w.picture.width != task.Plan.Width || w.picture.height != task.Plan.Height {
 		return engine.Output{}, fmt.Errorf("output is %dx%d, planned %dx%d", w.picture.width, w.picture.height, task.Plan.Width, task.Plan.Height)
 	}
-	l := look{width: w.picture.width, height: w.picture.height, deep: deep, alpha: w.picture.alpha, grey: w.isGrey()}
+	l := look{width: w.picture.width, height: w.picture.height, deep: deep, alpha: w.picture.alpha || w.alpha, grey: w.isGrey()}
 	out, err := w.options.create(ctx, task.Output, task.Plan.Format, l)
 	if err != nil {
 		return engine.Output{}, err
