@@ -33,12 +33,18 @@ type options struct {
 	noSync       bool
 	profileJobs  int
 
+	// queued and ended are the jobs in the table of the scale part.
+	queued, ended int
+
 	cpuProfile string
 }
 
 func main() {
 	if isStore(os.Args) {
 		exit(serveStore(os.Args[2], os.Stdout))
+	}
+	if isNoopWorker(os.Args) {
+		exit(serveNoopWorker(os.Args[2]))
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	measure, args := run, os.Args[1:]
@@ -70,6 +76,7 @@ const (
 	partLatency    = "latency"
 	partThroughput = "throughput"
 	partProfile    = "profile"
+	partScale      = "scale"
 )
 
 // The modes that are measured.
@@ -78,7 +85,7 @@ const (
 	modeFleet    = "fleet"
 )
 
-func allParts() []string { return []string{partLatency, partThroughput, partProfile} }
+func allParts() []string { return []string{partLatency, partThroughput, partProfile, partScale} }
 func allModes() []string { return []string{modeEmbedded, modeFleet} }
 
 func parse(args []string, stderr io.Writer) (*options, error) {
@@ -97,6 +104,8 @@ func parse(args []string, stderr io.Writer) (*options, error) {
 	flags.IntVar(&o.accounts, "accounts", 16, "accounts that the jobs of the throughput part belong to, 1-1000")
 	flags.BoolVar(&o.noSync, "no-fsync", false, "run PostgreSQL with fsync=off")
 	flags.IntVar(&o.profileJobs, "profile-jobs", 200, "jobs of the profile part, 1-1000000")
+	flags.IntVar(&o.queued, "queued", 100_000, "waiting jobs of the scale part, 10000-10000000")
+	flags.IntVar(&o.ended, "ended", 1_000_000, "ended jobs of the scale part, 1000-10000000")
 	flags.StringVar(&o.cpuProfile, "cpuprofile", "", "write a CPU profile of this process to a file")
 	if err := flags.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
@@ -127,6 +136,8 @@ func (o *options) check(rest []string) error {
 		name       string
 		value, max int
 	}{
+		{"queued", o.queued, 10_000_000},
+		{"ended", o.ended, 10_000_000},
 		{"rate", o.rate, 1000},
 		{"jobs", o.jobs, 1_000_000},
 		{"rounds", o.rounds, 100},
@@ -178,6 +189,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 			throughputPart(b, o, stdout)
 		case partProfile:
 			profilePart(b, o, stdout)
+		case partScale:
+			scalePart(b, o, stdout)
 		}
 	}
 	fmt.Fprintf(stdout, "\nThe run took %v; load average at its end %s.\n", time.Since(b.started).Round(time.Second), loadAverage())

@@ -43,6 +43,14 @@ func noopTool(ran *atomic.Int64) engine.Tool {
 	})
 }
 
+func noopCatalog(ran *atomic.Int64) *engine.Catalog {
+	return engine.NewCatalog(engine.DefaultLimits(), noopTool(ran))
+}
+
+func noopPrices() *billing.Prices {
+	return &billing.Prices{ImageBlock: 24, Tiers: []billing.Tier{{ShortSide: 2160, Frame: 1}}, Weights: map[string]float64{"noop": 1}}
+}
+
 // rig is enlarger around the no-op tool on one database, Redis and store.
 type rig struct {
 	db         *db.DB
@@ -66,13 +74,13 @@ type rig struct {
 func newRig(b *bed, o *options, d *db.DB, client redis.UniversalClient, store *storage.Store, slots int) *rig {
 	r := &rig{
 		db: d, jobs: job.NewStore(d), ledger: billing.NewLedger(d), storage: store, redis: client,
-		prices:  &billing.Prices{ImageBlock: 24, Tiers: []billing.Tier{{ShortSide: 2160, Frame: 1}}, Weights: map[string]float64{"noop": 1}},
+		prices:  noopPrices(),
 		scratch: tempDir(b), slots: slots,
 	}
 	if client != nil { // River has no Redis
 		r.dispatcher = worker.NewDispatcher(client)
 	}
-	r.catalog = engine.NewCatalog(engine.DefaultLimits(), noopTool(&r.ran))
+	r.catalog = noopCatalog(&r.ran)
 	var err error
 	r.order, err = r.catalog.Order("noop", nil, "")
 	b.must(err)
