@@ -96,3 +96,15 @@ docker: ## build the image enlarger:latest
 .PHONY: clean
 clean: ## remove what was built; ./data, the server's data, stays
 	rm -rf bin out .deps
+
+# Training needs PyTorch (Debian: python3-torch python3-numpy python3-pil python3-scipy), and nothing else here does.
+# One thread a training, and none in BLAS beside it, is fastest: see training/README.md.
+PYTHON ?= $(firstword $(foreach p,python3 /usr/bin/python3,$(shell $(p) -c 'import torch' 2>/dev/null && echo $(p))) python3)
+
+.PHONY: train-smoke
+train-smoke: ## does every training pipeline still learn? one to two minutes of CPU (needs PyTorch)
+	OPENBLAS_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(PYTHON) -m training.smoke
+
+# train-NAME, for a NAME of training/recipes.py; resumes what was interrupted.
+train-%:
+	OPENBLAS_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE nice $(PYTHON) -m training.train $*

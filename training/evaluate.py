@@ -21,8 +21,7 @@ def sr_pairs(folder, name, scale):
 
 
 def on_luma(net, low):
-    with torch.no_grad():
-        return np.clip(net(tasks._tensor(images.luma(low)) / 255)[0, 0].numpy() * 255, 0, 255)
+    return np.clip(tasks.through(net, tasks.tensor(images.luma(low)) / 255)[0], 0, 255)
 
 
 def enlarging(net, scale, folder, sets=("Set5", "Set14")):
@@ -45,8 +44,7 @@ def cleaned(net, spoilt):
     """uint8-valued picture of a 1 x 3 x height x width tensor in 0..255, odd sides padded and cropped again."""
     height, width = spoilt.shape[2:]
     padded = torch.nn.functional.pad(spoilt, (0, width % 2, 0, height % 2), mode="replicate")
-    with torch.no_grad():
-        return np.clip(net(padded / 255)[0, :, :height, :width].numpy() * 255, 0, 255)
+    return np.clip(tasks.through(net, padded / 255)[:, :height, :width], 0, 255)
 
 
 def cleaning(net, kind, folder, most=None):
@@ -62,7 +60,7 @@ def cleaning(net, kind, folder, most=None):
     for what, value in cases:
         scores = []
         for i, path in enumerate(paths):
-            clean = tasks._tensor(images.read_rgb(path))
+            clean = tasks.tensor(images.read_rgb(path))
             spoilt = spoil(clean, kind, value, i)
             scores.append([images.psnr(spoilt[0].numpy(), clean[0].numpy()), images.psnr(cleaned(net, spoilt), clean[0].numpy())])
         rows.append((what, *np.mean(scores, axis=0)))
@@ -75,7 +73,6 @@ def spoil(clean, kind, value, seed):
         noise = torch.Generator().manual_seed(1000 + seed)
         return degrade.rounded(degrade.add_noise(clean, torch.tensor([float(value)]), noise))
     if kind == "for_restore":
-        height, width = (n - n % 16 for n in clean.shape[2:])
         grey = clean[:, :1]
         coded = degrade.jpeg(torch.nn.functional.pad(grey, (0, (16 - grey.shape[3]) % 16, 0, (16 - grey.shape[2]) % 16), mode="replicate"), torch.tensor([float(value)]))
         return coded[:, :, : grey.shape[2], : grey.shape[3]].expand(-1, 3, -1, -1)

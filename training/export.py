@@ -5,15 +5,15 @@ second implementation of its operators in numpy, against PyTorch; `go test ./eng
 """
 
 import argparse
+import inspect
 import json
 import os
 import platform
-import subprocess
 
 import numpy as np
 import torch
 
-from training import evaluate, images, nets, onnx, recipes, tasks, train
+from training import evaluate, images, nets, onnx, recipes, train
 
 MODELS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "engine", "neural", "models")
 
@@ -45,8 +45,8 @@ LIMITS = {
 }
 
 
-def load(name, out, device="cpu"):
-    """(plain net, state) of the best checkpoint. The net is the GPU recipe's where the checkpoint is one of a GPU's."""
+def load(name, out):
+    """(plain net, state) of the best checkpoint."""
     state = torch.load(os.path.join(out, name, "best.pt"), map_location="cpu")
     recipe = recipes.RECIPES[name]
     net = nets.Subject() if recipe.task == "Masking" else getattr(nets, {"Enlarging": "Enlarge", "Cleaning": "Clean"}[recipe.task])(**recipe.net)
@@ -59,9 +59,11 @@ def write(net, path, recipe):
     side = recipe.patch if recipe.task == "Masking" else 64
     given = torch.rand(1, 1 if recipe.task == "Enlarging" else 3, side, side)
     free = {"input": {2: "height", 3: "width"}, "output": {2: "height_out", 3: "width_out"}}
+    # Newer versions of PyTorch would take another exporter, which needs further packages.
+    older = {"dynamo": False} if "dynamo" in inspect.signature(torch.onnx.export).parameters else {}
     torch.onnx.export(
         net, given, path, opset_version=13, input_names=["input"], output_names=["output"],
-        dynamic_axes=None if recipe.task == "Masking" else free, do_constant_folding=True,
+        dynamic_axes=None if recipe.task == "Masking" else free, do_constant_folding=True, **older,
     )
     graph = onnx.read(path)
     worst = 0.0

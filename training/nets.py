@@ -44,15 +44,15 @@ class Collapsible(nn.Module):
 
     def plain(self):
         with torch.no_grad():
-            conv = nn.Conv2d(self.shape[1], self.shape[0], self.size, self.stride, self.padding)
+            conv = nn.Conv2d(self.shape[1], self.shape[0], self.size, self.stride, self.padding, device=self.bias.device)
             conv.weight.copy_(self.kernel())
             conv.bias.copy_(self.bias)
         return conv
 
 
 def plain(net):
-    """A copy of net with every collapsible block collapsed, on the CPU, for evaluation and export."""
-    net = copy.deepcopy(net).cpu().float().eval()
+    """A copy of net with every collapsible block collapsed, for evaluation and export."""
+    net = copy.deepcopy(net).float().eval()
     for module in list(net.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, Collapsible):

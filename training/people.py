@@ -130,7 +130,7 @@ def iou(net, picture, mask, side):
     """Of the mask at the picture's own size, the picture resized to side x side for the net, as the engine does."""
     small = np.asarray(Image.fromarray(picture).resize((side, side), Image.BILINEAR), np.float32).transpose(2, 0, 1)
     with torch.no_grad():
-        out = net(torch.from_numpy(small)[None] / 255).sigmoid()
+        out = net(torch.from_numpy(small)[None].to(next(net.parameters()).device) / 255).sigmoid().cpu()
     found = F.interpolate(out, size=mask.shape, mode="bilinear", align_corners=False)[0, 0].numpy() > 0.5
     either = (found | mask).sum()
     return float((found & mask).sum() / either) if either else 1.0

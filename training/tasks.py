@@ -14,10 +14,17 @@ def _random(recipe, step, device):
     return np.random.default_rng((recipe.seed, step)), noise
 
 
-def _tensor(picture):
+def tensor(picture):
     """1 x channels x height x width of a height x width (x 3) array."""
     planes = picture[None] if picture.ndim == 2 else picture.transpose(2, 0, 1)
     return torch.from_numpy(np.ascontiguousarray(planes, np.float32))[None]
+
+
+def through(net, given):
+    """The first picture that a net makes of float values in 0..1, in 0..255 and not clipped; computed where the net is."""
+    place = next((p.device for p in net.parameters()), given.device)
+    with torch.no_grad():
+        return net(given.to(place))[0].float().cpu().numpy() * 255
 
 
 def _middle(picture, side):
@@ -59,11 +66,10 @@ class Enlarging:
         """Mean Y PSNR over the photos held out, the border cropped by the scale."""
         scores = []
         for i, picture in enumerate(self.store.held):
-            high = _tensor(images.luma(images.crop_to_multiple(picture, 16 * self.scale)))
+            high = tensor(images.luma(images.crop_to_multiple(picture, 16 * self.scale)))
             random, noise = _random(self.recipe, -1 - i + 1_000_000_000, "cpu")
             low = self._shrunk(high, random, noise)
-            with torch.no_grad():
-                out = net(low / 255)[0, 0].numpy() * 255
+            out = through(net, low / 255)[0]
             scores.append(images.psnr(np.clip(out, 0, 255), high[0, 0].numpy(), self.scale))
         return float(np.mean(scores))
 
@@ -89,14 +95,13 @@ class Cleaning:
         part = np.s_[:, :, top : top + side, left : left + side]
         return spoilt[part] / 255, clean[part] / 255
 
-    def validate(self, net):
-        """Mean colour PSNR over the middles of the photos held out, each spoilt in fixed ways."""
+    def validate(self, net, least=0):
+        """Mean colour PSNR over the middles of the photos held out, each spoilt in fixed ways, from the least of them on."""
         scores = []
         for i, picture in enumerate(self.store.held):
-            clean = _tensor(_middle(picture, 192))
-            for spoilt in spoilt_variants(self.recipe.options["from"], clean, i):
-                with torch.no_grad():
-                    out = net(spoilt / 255)[0].numpy() * 255
+            clean = tensor(_middle(picture, 192))
+            for spoilt in spoilt_variants(self.recipe.options["from"], clean, i)[least:]:
+                out = through(net, spoilt / 255)
                 # A clean picture that stays clean scores 48 dB at most, so that it does not outweigh the others.
                 scores.append(min(48.0, images.psnr(np.clip(out, 0, 255), clean[0].numpy())))
         return float(np.mean(scores))

@@ -131,7 +131,7 @@ def main():
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     if given.device != "cpu":
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = True
+        torch.backends.cudnn.benchmark = True
     recipe = recipes.RECIPES[given.name]
     for change in given.set:
         field, value = change.split("=", 1)
