@@ -60,6 +60,7 @@ func Tools(o Options) []engine.Tool {
 	o = o.withDefaults()
 	return []engine.Tool{
 		upscaleTool(o),
+		sharpenTool(o),
 		denoiseTool(o),
 		removeBgTool(o),
 		cartoonizeTool(o),
