@@ -53,7 +53,6 @@ type Counts struct {
 // Active counts the jobs in flight.
 func (s *Store) Active(ctx context.Context) (Counts, error) {
 	var c Counts
-	err := s.db.QueryRowContext(ctx, `SELECT COALESCE(SUM(CASE WHEN status = 'queued' THEN 1 ELSE 0 END), 0),
-		COALESCE(SUM(CASE WHEN status = 'processing' THEN 1 ELSE 0 END), 0) FROM jobs WHERE status IN ('queued', 'processing')`).Scan(&c.Queued, &c.Processing)
+	err := s.db.QueryRowContext(ctx, `SELECT (SELECT COUNT(*) FROM jobs WHERE status = 'queued'), (SELECT COUNT(*) FROM jobs WHERE status = 'processing')`).Scan(&c.Queued, &c.Processing)
 	return c, err
 }
