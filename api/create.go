@@ -121,6 +121,10 @@ func (c *creation) submit(ctx context.Context, w *wish) (a *answer, err error) {
 	}
 	if w.uploadID != "" {
 		if err := c.server.cfg.Jobs.CheckUpload(ctx, c.x.account.ID, w.uploadID); err != nil {
+			// It may have been consumed just now, by a twin with the same key.
+			if done, a, err := c.replay(ctx, fingerprint); done {
+				return a, err
+			}
 			return nil, err
 		}
 	}
