@@ -42,7 +42,24 @@ func (d *DB) Batch(ctx context.Context, steps ...Step) error {
 			return nil
 		})
 	}
-	return d.retrying(ctx, func() error { return d.pipeline(ctx, steps) })
+	return d.retrying(ctx, func() error {
+		return d.onConnection(ctx, func(pg *pgx.Conn) error { return transact(ctx, pg, steps) })
+	})
+}
+
+// Relaxed runs one step that may be forgotten should PostgreSQL crash within the next second, such as a lease that was extended: nobody waits for the disk,
+// and it takes one round trip. SQLite does it as ever.
+func (d *DB) Relaxed(ctx context.Context, s Step) error {
+	if !d.postgres {
+		return d.Batch(ctx, s)
+	}
+	return d.onConnection(ctx, func(pg *pgx.Conn) error {
+		err := exchange(ctx, pg, []Step{s}, "set local synchronous_commit = off", "commit")
+		if err != nil {
+			undo(ctx, pg) // the commit is there already, unless the step failed
+		}
+		return err
+	})
 }
 
 // Run runs one step in a transaction.
@@ -69,8 +86,8 @@ func (s Step) outcome(changed int64, err error) error {
 	return nil
 }
 
-// pipeline is Batch on one PostgreSQL connection.
-func (d *DB) pipeline(ctx context.Context, steps []Step) error {
+// onConnection runs a transaction on one PostgreSQL connection, which is given up when it does not come back idle.
+func (d *DB) onConnection(ctx context.Context, transaction func(pg *pgx.Conn) error) error {
 	conn, err := d.Conn(ctx)
 	if err != nil {
 		return fmt.Errorf("begin: %w", err)
@@ -79,7 +96,7 @@ func (d *DB) pipeline(ctx context.Context, steps []Step) error {
 	var outcome error
 	err = conn.Raw(func(raw any) error {
 		pg := raw.(*stdlib.Conn).Conn()
-		outcome = transact(ctx, pg, steps)
+		outcome = transaction(pg)
 		const idle = 'I'
 		if pg.IsClosed() || pg.PgConn().TxStatus() != idle {
 			return driver.ErrBadConn // takes it out of the pool
@@ -96,23 +113,12 @@ func (d *DB) pipeline(ctx context.Context, steps []Step) error {
 const undoFor = 5 * time.Second
 
 func transact(ctx context.Context, pg *pgx.Conn, steps []Step) error {
-	batch := &pgx.Batch{}
-	batch.Queue("begin")
-	for _, s := range steps {
-		batch.Queue(s.SQL, s.Args...)
-	}
-	results := pg.SendBatch(ctx, batch)
-	err := read(results, steps)
-	if closeErr := results.Close(); err == nil && closeErr != nil {
-		err = fmt.Errorf("begin: %w", closeErr)
-	}
+	err := exchange(ctx, pg, steps, "", "")
 	if err == nil && ctx.Err() != nil { // no COMMIT has been sent, so the outcome is sure
 		err = fmt.Errorf("commit: %w", context.Cause(ctx))
 	}
 	if err != nil {
-		undo, stop := context.WithTimeout(context.WithoutCancel(ctx), undoFor)
-		defer stop()
-		_, _ = pg.Exec(undo, "rollback") // a connection that cannot say so is closed
+		undo(ctx, pg)
 		return err
 	}
 	tag, err := pg.Exec(ctx, "commit")
@@ -122,10 +128,47 @@ func transact(ctx context.Context, pg *pgx.Conn, steps []Step) error {
 	return commitError(err)
 }
 
-// read takes the answers in the order of the steps, up to the first that failed.
-func read(results pgx.BatchResults, steps []Step) error {
-	if _, err := results.Exec(); err != nil {
-		return fmt.Errorf("begin: %w", err)
+// undo rolls back. A connection on which that fails is not idle, and so is given up.
+func undo(ctx context.Context, pg *pgx.Conn) {
+	ctx, stop := context.WithTimeout(context.WithoutCancel(ctx), undoFor)
+	defer stop()
+	_, _ = pg.Exec(ctx, "rollback")
+}
+
+// exchange begins a transaction and runs its steps in one round trip, with a statement before and one after them, if any. It takes the answers in their order, up
+// to the first that is an error.
+func exchange(ctx context.Context, pg *pgx.Conn, steps []Step, before, after string) error {
+	batch := &pgx.Batch{}
+	batch.Queue("begin")
+	if before != "" {
+		batch.Queue(before)
+	}
+	for _, s := range steps {
+		batch.Queue(s.SQL, s.Args...)
+	}
+	if after != "" {
+		batch.Queue(after)
+	}
+	results := pg.SendBatch(ctx, batch)
+	err := answers(results, steps, before != "", after != "")
+	if closeErr := results.Close(); err == nil && closeErr != nil {
+		err = fmt.Errorf("begin: %w", closeErr)
+	}
+	return err
+}
+
+func answers(results pgx.BatchResults, steps []Step, before, after bool) error {
+	control := func(there bool) error {
+		if !there {
+			return nil
+		}
+		if _, err := results.Exec(); err != nil {
+			return fmt.Errorf("begin: %w", err)
+		}
+		return nil
+	}
+	if err := errors.Join(control(true), control(before)); err != nil {
+		return err
 	}
 	for _, s := range steps {
 		var err error
@@ -139,5 +182,5 @@ func read(results pgx.BatchResults, steps []Step) error {
 			return err
 		}
 	}
-	return nil
+	return control(after)
 }

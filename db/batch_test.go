@@ -133,3 +133,35 @@ func TestBatchRetriesDeadlock(t *testing.T) {
 		}
 	})
 }
+
+func TestRelaxed(t *testing.T) {
+	t.Parallel()
+	eachDB(t, func(t *testing.T, d *db.DB) {
+		exec(t, d, "CREATE TABLE things (id BIGINT PRIMARY KEY, v BIGINT NOT NULL CHECK (v >= 0))")
+		exec(t, d, "INSERT INTO things VALUES (1, 10)")
+		add := func(id, v int) error {
+			return d.Relaxed(t.Context(), db.Step{What: "add", None: errNone, SQL: "UPDATE things SET v = v + $2 WHERE id = $1", Args: []any{id, v}})
+		}
+		for range 20 { // more often than there are connections
+			if err := add(1, 1); err != nil {
+				t.Fatal(err)
+			}
+			if err := add(2, 1); !errors.Is(err, errNone) {
+				t.Fatalf("no row: %v", err)
+			}
+			if err := add(1, -100); db.Code(err) != "check" {
+				t.Fatalf("a broken rule: %v", err)
+			}
+		}
+		if n := count(t, d, "SELECT v FROM things"); n != 30 {
+			t.Errorf("%d, want 30", n)
+		}
+		if !d.Postgres() {
+			return
+		}
+		var mode string
+		if err := d.QueryRowContext(t.Context(), "SHOW synchronous_commit").Scan(&mode); err != nil || mode != "on" {
+			t.Errorf("afterwards synchronous_commit is %q, %v", mode, err)
+		}
+	})
+}

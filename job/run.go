@@ -32,12 +32,16 @@ func (s *Store) Claim(ctx context.Context, id, worker string, lease time.Duratio
 
 // Heartbeat carries lease, phase and progress in one UPDATE. Nothing goes back within a run: an older phase or a smaller progress is not
 // written. Phase processing is entered by Reserve alone; before it progress stays 0, and until the job has succeeded below 100.
-// ErrStale means that the job is no longer the caller's.
+// A crash of
+// PostgreSQL may forget the last one, which costs the run a part of its lease. ErrStale means that the job is no longer the caller's.
 func (s *Store) Heartbeat(ctx context.Context, id string, fence int64, phase Phase, progress int, lease time.Duration) error {
-	return changeOne(ctx, s.db, `UPDATE jobs SET lease_until = now_micros() + $3,
+	return s.db.Relaxed(ctx, db.Step{
+		What: "heartbeat", None: ErrStale, Args: []any{id, fence, lease.Microseconds(), phase, min(max(progress, 0), 99)},
+		SQL: `UPDATE jobs SET lease_until = now_micros() + $3,
 			phase = CASE WHEN phase = 'uploading' AND $4 <> 'uploading' THEN 'syncing' ELSE phase END,
 			progress = CASE WHEN phase = 'processing' AND progress < $5 THEN $5 ELSE progress END
-		WHERE id = $1 AND fence = $2 AND status = 'processing'`, id, fence, lease.Microseconds(), phase, min(max(progress, 0), 99))
+			WHERE id = $1 AND fence = $2 AND status = 'processing'`,
+	})
 }
 
 // SourceStored notes that the source is in the bucket, and enters phase syncing. ErrStale: not the caller's any more.

@@ -55,9 +55,9 @@ func scalePart(b *bed, o *options, out io.Writer) {
 func growth(b *bed, o *options, out io.Writer, name string, r *rig) {
 	b.Logf("scale: %s, %d queued jobs", name, o.queued)
 	r.fill(b, "q", o.queued, "queued")
-	rows := [][]string{{name, "submit", "claim", "list, newest 20", "list, 20 from the middle", "sweep"}}
+	rows := [][]string{{name, "submit", "claim", "heartbeat", "list, newest 20", "list, 20 from the middle", "sweep"}}
 	ended := 0
-	for _, want := range []int{0, o.ended / 10, o.ended} {
+	for round, want := range []int{0, o.ended / 10, o.ended} {
 		b.Logf("scale: %s, %d ended jobs", name, want)
 		r.fill(b, fmt.Sprint("f", want), want-ended, "succeeded")
 		ended = want
@@ -65,7 +65,7 @@ func growth(b *bed, o *options, out io.Writer, name string, r *rig) {
 		b.must(err)
 		scans := r.tableScans(b)
 		row := []string{fmt.Sprintf("%d queued, %d ended", o.queued, ended)}
-		for _, op := range r.operations(ended) {
+		for _, op := range r.operations(b, round, ended) {
 			row = append(row, timed(b, op))
 		}
 		rows = append(rows, row)
@@ -140,10 +140,12 @@ type operation struct {
 	undo func(ctx context.Context, i int) error
 }
 
-func (r *rig) operations(ended int) []operation {
+func (r *rig) operations(b *bed, round, ended int) []operation {
 	account := r.accounts[0]
 	middle := job.Filter{Limit: 20, AfterTime: time.UnixMicro(1_000_000 + int64(ended/len(r.accounts)/2)), AfterID: "job_z"}
 	fences := make([]int64, calls)
+	beating, err := r.jobs.Claim(b.ctx, filled("q", 0, calls+1+round), "bench", time.Hour)
+	b.must(err)
 	list := func(f job.Filter) operation {
 		return operation{do: func(ctx context.Context, _ int) error { _, err := r.jobs.List(ctx, account, f); return err }}
 	}
@@ -156,6 +158,11 @@ func (r *rig) operations(ended int) []operation {
 				return err
 			},
 			undo: func(ctx context.Context, i int) error { _, err := r.jobs.Yield(ctx, filled("q", 0, i+1), fences[i]); return err },
+		},
+		{
+			do: func(ctx context.Context, _ int) error {
+				return r.jobs.Heartbeat(ctx, beating.ID, beating.Fence, job.PhaseSyncing, 0, time.Minute)
+			},
 		},
 		list(job.Filter{Limit: 20}), list(middle),
 		{do: func(ctx context.Context, _ int) error {

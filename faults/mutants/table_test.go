@@ -42,7 +42,7 @@ func money() []mutant {
 			"a success without the charge", run, "Store.Succeed", "billing.Confirming(j.ID, freePlace(j.Media))...",
 			`db.Step{SQL: "UPDATE accounts SET " + freePlace(j.Media) + " WHERE id = $1", Args: []any{j.AccountID}}`, "job", in("TestStateMachine"),
 		},
-		{"a transaction that keeps what it must undo", "db/batch.go", "transact", `pg.Exec(undo, "rollback")`, `pg.Exec(undo, "commit")`, "db", in("TestBatch")},
+		{"a transaction that keeps what it must undo", "db/batch.go", "undo", `pg.Exec(ctx, "rollback")`, `pg.Exec(ctx, "commit")`, "db", in("TestBatch")},
 		{"an audit that looks away", "billing/audit.go", "", "WHERE a.frozen <> s.held", "WHERE a.frozen <> s.held AND 1 = 2", "billing", in("TestAuditFinds")},
 	}
 }
