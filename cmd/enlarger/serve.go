@@ -211,7 +211,7 @@ func (p *parts) openNeural(ctx context.Context) (*neural.Runtime, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w. Fetch it with `make deps` or scripts/onnxruntime.sh, or name it in ENLARGER_ONNXRUNTIME, or do without neural models by ENLARGER_NEURAL=off", errUsage, err)
 	}
-	models, err := neural.Open(ctx, neural.Config{Library: library, Threads: s.NeuralThreads, Models: s.Models, Thread: engine.LowPriority})
+	models, err := neural.Open(ctx, neural.Config{Library: library, Threads: s.NeuralThreads, Models: s.Models, CUDA: s.Neural == "cuda", Thread: engine.LowPriority})
 	if err != nil {
 		return nil, fmt.Errorf("neural models: %w", err)
 	}

@@ -71,7 +71,7 @@ type settings struct {
 	FFprobe     string `env:"ENLARGER_FFPROBE" default:"ffprobe" placeholder:"PATH" help:"The ffprobe program."`
 	JPEGQuality int    `env:"ENLARGER_JPEG_QUALITY" default:"0" help:"Quality of jpg results, 1-100; 0 means the engine's default."`
 
-	Neural        string `env:"ENLARGER_NEURAL" default:"auto" enum:"auto,off" help:"auto: workers run neural models, and refuse to start without ONNX Runtime; off: every tool uses its classical method."`
+	Neural        string `env:"ENLARGER_NEURAL" default:"auto" enum:"auto,cuda,off" help:"auto: workers run neural models on the CPU, and refuse to start without ONNX Runtime; cuda: on an NVIDIA GPU, with ONNX Runtime's GPU library; off: every tool uses its classical method."`
 	ONNXRuntime   string `env:"ENLARGER_ONNXRUNTIME" name:"onnxruntime" placeholder:"PATH" help:"ONNX Runtime's library, libonnxruntime.so.1. Default: where make deps puts it, or /usr/local/lib or /usr/lib."`
 	Models        string `env:"ENLARGER_MODELS" placeholder:"DIR" help:"Folder of your own models with their manifests, used before the shipped ones; see docs/models.md."`
 	NeuralThreads int    `env:"ENLARGER_NEURAL_THREADS" default:"0" help:"Threads that neural models compute on, for all jobs of a worker together; 0 means the number of CPUs."`

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
@@ -255,6 +256,16 @@ func TestModelsFolder(t *testing.T) {
 	}
 	if _, err := Open(t.Context(), Config{Library: library(t), Threads: 1000}); err == nil {
 		t.Error("1000 threads were accepted")
+	}
+	// The library of `make deps` has no CUDA, and this machine may have no GPU: either must be said, not passed over.
+	theirs := t.TempDir()
+	for name, content := range map[string]string{"net.json": manifest, "net.onnx": string(onnx.Filter(1, 2, slants))} {
+		if err := os.WriteFile(filepath.Join(theirs, name), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := Open(t.Context(), Config{Library: library(t), Models: theirs, CUDA: true}); err == nil || !strings.Contains(err.Error(), "CUDA cannot be used") {
+		t.Errorf("CUDA: %v", err)
 	}
 	if _, err := FindLibrary("/does/not/exist.so"); err == nil || !strings.Contains(err.Error(), "/does/not/exist.so") {
 		t.Errorf("FindLibrary: %v", err)

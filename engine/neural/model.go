@@ -124,7 +124,7 @@ func (r *Runtime) newModel(ctx context.Context, c Config, folder fs.FS, path, na
 	go func() {
 		runtime.LockOSThread()
 		c.Thread()
-		failed <- m.open(source, c.Threads)
+		failed <- m.open(source, c)
 	}()
 	if err = <-failed; err == nil {
 		err = m.try(ctx)
@@ -143,14 +143,19 @@ type modelSource struct {
 }
 
 // open makes the session.
-func (m *Model) open(source modelSource, threads int) error {
+func (m *Model) open(source modelSource, c Config) error {
 	options, err := ort.NewSessionOptions()
 	if err != nil {
 		return fmt.Errorf("session options: %w", err)
 	}
 	defer func() { _ = options.Destroy() }()
-	if err := m.setOptions(options, threads); err != nil {
+	if err := m.setOptions(options, c.Threads); err != nil {
 		return fmt.Errorf("session options: %w", err)
+	}
+	if c.CUDA {
+		if err := useCUDA(options); err != nil {
+			return fmt.Errorf("CUDA cannot be used: %w", err)
+		}
 	}
 	var inputs, outputs []ort.InputOutputInfo
 	if source.data != nil {
@@ -198,6 +203,16 @@ func (m *Model) setOptions(options *ort.SessionOptions, threads int) error {
 		options.SetCpuMemArena(!whole),
 		options.AddSessionConfigEntry("session.intra_op.allow_spinning", "0"),
 	)
+}
+
+// useCUDA puts the GPU before the processors, which take only what it cannot do.
+func useCUDA(options *ort.SessionOptions) error {
+	cuda, err := ort.NewCUDAProviderOptions()
+	if err != nil {
+		return err
+	}
+	defer func() { _ = cuda.Destroy() }()
+	return options.AppendExecutionProviderCUDA(cuda)
 }
 
 // nameInputs holds the model's inputs against the manifest.

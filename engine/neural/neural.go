@@ -46,6 +46,8 @@ type Config struct {
 	Threads int
 	// Models is a folder of manifests and models of the operator's; empty for none.
 	Models string
+	// CUDA runs the models on the first NVIDIA GPU, which needs ONNX Runtime's library for GPUs; Open fails where that is not so.
+	CUDA bool
 	// Thread is called at the start of every goroutine and before every thread that computes, and may lower its priority: on
 	// Linux the threads of ONNX Runtime inherit it. May be nil.
 	Thread func()
