@@ -47,6 +47,8 @@ type Config struct {
 	ResponseTimeout time.Duration
 	// IdleTimeout bounds the time without a single byte moving inside a body, in either direction. Default 30 s.
 	IdleTimeout time.Duration
+	// Dial connects to the service. Default: TCP. A service in the same process can be reached by a pipe.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 	// Attempts is how often a request is tried before its error is returned, 1-10. Default 3.
 	Attempts int
 	// TempDir is where bodies of unknown length are spooled, at most 16 MiB each. Default os.TempDir().
@@ -187,11 +189,14 @@ func (c Config) validate() error {
 }
 
 func newTransport(cfg Config) *http.Transport {
-	dialer := &net.Dialer{Timeout: cfg.DialTimeout, KeepAlive: 30 * time.Second}
+	dial := cfg.Dial
+	if dial == nil {
+		dial = (&net.Dialer{Timeout: cfg.DialTimeout, KeepAlive: 30 * time.Second}).DialContext
+	}
 	return &http.Transport{
 		Proxy: http.ProxyFromEnvironment,
 		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
-			conn, err := dialer.DialContext(ctx, network, address)
+			conn, err := dial(ctx, network, address)
 			if err != nil {
 				return nil, err
 			}
