@@ -148,7 +148,9 @@ func (w *Worker) server(queue string, concurrency int) *asynq.Server {
 		// How often wake-ups that were due later are looked at.
 		DelayedTaskCheckInterval: 10 * w.Poll,
 		// An error of the handler means "could not record": soon again.
-		RetryDelayFunc:  func(int, error, *asynq.Task) time.Duration { return w.RetryDelay },
+		RetryDelayFunc: func(int, error, *asynq.Task) time.Duration { return w.RetryDelay },
+		// Redis is asked to keep nothing of tasks that are done, so there is next to nothing to tidy up.
+		JanitorInterval: time.Hour,
 		ShutdownTimeout: time.Second,
 		Logger:          asynqLog{w.Log.Named("asynq").Sugar()},
 		LogLevel:        asynq.WarnLevel,
