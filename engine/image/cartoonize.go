@@ -26,8 +26,8 @@ func cartoonizeTool(o Options) engine.Tool {
 		},
 		Fits:    fits,
 		Measure: o.Measure,
-		Memory: func(_ cartoonizeConfig, task engine.Task) int64 {
-			return o.filterMemory(task, filter{scratchBytes: cartoonScratch}) + cartoonMemory
+		Memory: func(c cartoonizeConfig, task engine.Task) int64 {
+			return o.facesMemory(c.FaceEnhance) + o.filterMemory(task, filter{scratchBytes: cartoonScratch}) + cartoonMemory
 		},
 		Process: o.cartoonize,
 	})
@@ -35,10 +35,15 @@ func cartoonizeTool(o Options) engine.Tool {
 
 func (o Options) cartoonize(ctx context.Context, c cartoonizeConfig, task engine.Task) (engine.Output, error) {
 	return o.filtered(ctx, "cartoonize", task, func(ctx context.Context, source *picture) (prepared, error) {
-		prep, err := cartoonOf(ctx, source.raster, c.Style)
-		if c.FaceEnhance {
-			prep.warnings = append(prep.warnings, "face_enhance has no effect on cartoonize on this server; the image was redrawn without it.")
+		if !c.FaceEnhance {
+			return cartoonOf(ctx, source.raster, c.Style)
 		}
+		faces, err := o.enhanceFaces(ctx, source.raster)
+		if err != nil {
+			return prepared{}, err
+		}
+		prep, err := cartoonOf(ctx, source.raster, c.Style)
+		prep.facts = withFacts(prep.facts, faces)
 		return prep, err
 	})
 }

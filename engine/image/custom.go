@@ -88,12 +88,18 @@ func (o Options) custom(ctx context.Context, c customConfig, task engine.Task) (
 	done.reach(decodedPart)
 	w := &workbench{options: o, scratch: task.Scratch, picture: source}
 	defer func() { w.picture.Close() }()
+	var faces faceResult
+	if c.FaceEnhance {
+		if faces, err = o.enhanceFaces(ctx, source.raster); err != nil {
+			return engine.Output{}, wrapRun(ctx, "custom", err)
+		}
+	}
 	result, err := w.run(ctx, steps, task, done)
 	if err != nil {
 		return engine.Output{}, wrapRun(ctx, "custom", err)
 	}
 	if c.FaceEnhance {
-		result.Warnings = append(result.Warnings, "face_enhance has no effect on custom on this server; the image was edited without it.")
+		result.Facts = withFacts(result.Facts, faces)
 	}
 	done.reach(1)
 	return result, nil
@@ -258,7 +264,7 @@ func planFacts(steps []step) []map[string]any {
 
 // customMemory estimates the peak bytes of a plan.
 func (o Options) customMemory(c customConfig, task engine.Task) int64 {
-	need := o.filterMemory(task, filter{margin: workMargin, scratchBytes: 2 * 16})
+	need := o.filterMemory(task, filter{margin: workMargin, scratchBytes: 2 * 16}) + o.facesMemory(c.FaceEnhance)
 	steps, err := readPrompt(c.Prompt)
 	if err != nil {
 		return need + 2*heapMost // the model server's answer

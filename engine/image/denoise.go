@@ -26,8 +26,8 @@ func denoiseTool(o Options) engine.Tool {
 		},
 		Fits:    fits,
 		Measure: o.Measure,
-		Memory: func(_ denoiseConfig, task engine.Task) int64 {
-			return o.filterMemory(task, denoiseFilter()) + o.netMemory(neural.Denoise)
+		Memory: func(c denoiseConfig, task engine.Task) int64 {
+			return o.filterMemory(task, denoiseFilter()) + o.netMemory(neural.Denoise) + o.facesMemory(c.FaceEnhance)
 		},
 		Process: o.denoise,
 	})

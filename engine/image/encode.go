@@ -30,6 +30,9 @@ type encoder struct {
 	deep bool
 	// flatten lays the picture on white, for formats without alpha.
 	flatten bool
+	// overlays are laid over the rows; next is the first row not yet written, width that of a row in pixels.
+	overlays    []overlay
+	next, width int
 }
 
 // look is what an encoder must know of the picture it will get.
@@ -46,7 +49,7 @@ func (o Options) create(ctx context.Context, path, format string, l look) (*enco
 	if err != nil {
 		return nil, fmt.Errorf("create output: %w", err)
 	}
-	e := &encoder{path: path, file: f}
+	e := &encoder{path: path, file: f, width: l.width}
 	switch format {
 	case "jpg":
 		e.flatten = l.alpha
@@ -71,6 +74,10 @@ func (o Options) create(ctx context.Context, path, format string, l look) (*enco
 
 // write takes the next rows, in 8 or 16 bits as deep says, and may change them.
 func (e *encoder) write(ctx context.Context, pixels []byte) error {
+	if len(e.overlays) > 0 {
+		blendRows(e.overlays, e.next, e.width, pixels, e.deep)
+	}
+	e.next += len(pixels) / (e.width * bytesPerPixel(e.deep))
 	if e.flatten {
 		flattenOnWhite(pixels)
 	}

@@ -108,15 +108,21 @@ func (o Options) filtered(ctx context.Context, name string, task engine.Task, pr
 	if err != nil {
 		return engine.Output{}, err
 	}
+	var faces faceResult
+	if prep.faces {
+		faces, err = o.restoreFaces(ctx, faceJob{source: source.raster, scale: 1, filter: prep.filter})
+		out.overlays = faces.overlays
+	}
+	if err != nil {
+		out.abort()
+		return engine.Output{}, wrapRun(ctx, name, err)
+	}
 	result, err := o.write(ctx, source, prep.filter, out, func(part float64) { done.reach(preparedPart + (0.98-preparedPart)*part) })
 	if err != nil {
 		out.abort()
 		return engine.Output{}, wrapRun(ctx, name, err)
 	}
 	result.Warnings = append(source.warnings, prep.warnings...)
-	if prep.faces {
-		result.Warnings = append(result.Warnings, "face_enhance is not available on this server yet; the image was made without it.")
-	}
 	if out.flatten {
 		result.Warnings = append(result.Warnings, flattenWarning)
 	}
@@ -125,6 +131,9 @@ func (o Options) filtered(ctx context.Context, name string, task engine.Task, pr
 	}
 	for k, v := range prep.facts {
 		result.Facts[k] = v
+	}
+	if prep.faces {
+		withFacts(result.Facts, faces)
 	}
 	done.reach(1)
 	return result, nil

@@ -25,8 +25,8 @@ func sharpenTool(o Options) engine.Tool {
 		},
 		Fits:    fits,
 		Measure: o.Measure,
-		Memory: func(_ sharpenConfig, task engine.Task) int64 {
-			return o.filterMemory(task, filter{margin: deconvolutionRadiusMost, scratchBytes: deconvolutionBytes}) + o.netMemory(neural.Deblur)
+		Memory: func(c sharpenConfig, task engine.Task) int64 {
+			return o.facesMemory(c.FaceEnhance) + o.filterMemory(task, filter{margin: deconvolutionRadiusMost, scratchBytes: deconvolutionBytes}) + o.netMemory(neural.Deblur)
 		},
 		Process: o.sharpen,
 	})

@@ -26,7 +26,7 @@ func upscaleTool(o Options) engine.Tool {
 		Fits:    fits,
 		Measure: o.Measure,
 		Memory: func(c upscaleConfig, task engine.Task) int64 {
-			need := o.memory(task)
+			need := o.memory(task) + o.facesMemory(c.FaceEnhance)
 			if n := o.netUpscaler(c.Scale); n != nil && task.Source.Known() {
 				need += n.memory(task.Source.Width, task.Source.Height)
 			}
@@ -60,6 +60,11 @@ func (o Options) upscale(ctx context.Context, c upscaleConfig, task engine.Task)
 		return engine.Output{}, err
 	}
 	how, err := o.enlarger(ctx, c.Scale, task.Input, source)
+	var faces faceResult
+	if err == nil && c.FaceEnhance {
+		faces, err = o.restoreFaces(ctx, faceJob{source: source.raster, scale: c.Scale, enlarge: how.band})
+		out.overlays = faces.overlays
+	}
 	var result engine.Output
 	if err == nil {
 		result, err = how.enlarge(ctx, source, out, done)
@@ -75,12 +80,12 @@ func (o Options) upscale(ctx context.Context, c upscaleConfig, task engine.Task)
 	if out.flatten {
 		result.Warnings = append(result.Warnings, "A jpg has no transparency; the image was laid on white. Use png or webp to keep it.")
 	}
-	if c.FaceEnhance {
-		result.Warnings = append(result.Warnings, "face_enhance is not available on this server yet; the image was upscaled without it.")
-	}
 	result.Facts = map[string]any{
 		"method": how.method, "scale": c.Scale, "bits": outputBits(out.deep),
 		"source_format": source.header.format, "source_width": source.width, "source_height": source.height,
+	}
+	if c.FaceEnhance {
+		withFacts(result.Facts, faces)
 	}
 	if how.model != "" {
 		result.Facts["model"], result.Facts["model_strength"] = how.model, how.strength

@@ -341,15 +341,6 @@ func TestUpscaleMemoryGrowsAndIsBounded(t *testing.T) {
 	}
 }
 
-func TestUpscaleFaceEnhanceWarns(t *testing.T) {
-	t.Parallel()
-	out, _ := job{config: `{"face_enhance":true}`}.must(t, pngBytes(t, scene(8, 8)))
-	want := []string{"face_enhance is not available on this server yet; the image was upscaled without it."}
-	if !slices.Equal(out.Warnings, want) {
-		t.Errorf("warnings = %q", out.Warnings)
-	}
-}
-
 func TestUpscaleRefuses(t *testing.T) {
 	t.Parallel()
 	whole := jpegBytes(t, scene(200, 200), 90)
