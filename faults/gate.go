@@ -1,6 +1,7 @@
 package faults
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -24,7 +25,10 @@ type Gate struct {
 }
 
 // gateScript takes the pipe, the poison and the real ffmpeg. Only an encode asks for its progress.
+//
+// What ffmpeg says of itself is asked at every start of a process, and takes it a second of a busy processor: it is told what ffmpeg said before.
 const gateScript = `#!/bin/sh
+case "$2" in -version | -filters | -encoders) exec cat '%[1]s'"$2" ;; esac
 if [ "$1" = -progress ]; then
 	if [ -f '%[2]s' ]; then
 		read -r poison <'%[2]s'
@@ -52,7 +56,36 @@ func newGate(t T) *Gate {
 	if err := os.WriteFile(g.Program, []byte(script), 0o700); err != nil {
 		t.Fatalf("%v", err)
 	}
+	said, err := described(ffmpeg)
+	for question, text := range said {
+		err = errors.Join(err, os.WriteFile(g.pipe+question, text, 0o600))
+	}
+	if err != nil {
+		t.Fatalf("%v", err)
+	}
 	return g
+}
+
+// description is what an ffmpeg says of itself, by question.
+type description map[string][]byte
+
+// descriptions keeps what each ffmpeg has said.
+var descriptions sync.Map
+
+func described(ffmpeg string) (description, error) {
+	if said, ok := descriptions.Load(ffmpeg); ok {
+		return said.(description), nil //nolint:forcetypeassert // nothing else is kept there
+	}
+	said := description{}
+	for _, question := range []string{"-version", "-filters", "-encoders"} {
+		out, err := exec.Command(ffmpeg, "-hide_banner", question).Output()
+		if err != nil {
+			return nil, fmt.Errorf("ffmpeg %s: %w", question, err)
+		}
+		said[question] = out
+	}
+	descriptions.Store(ffmpeg, said)
+	return said, nil
 }
 
 // Shut makes every encode that starts from now on wait.

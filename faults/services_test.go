@@ -236,55 +236,85 @@ func takesOver(t *testing.T, f *faults.Fleet, first, second *faults.Node) {
 	f.End()
 }
 
-// F24: object storage that fails at the source's read or at the result's write. A passing fault is outlived inside the run; one that stays uses the
-// budget up, and nothing is charged.
-func TestF24StorageFails(t *testing.T) {
+// toSource, toResult and atResult are the requests of a run to the storage.
+func toSource(r *http.Request) bool {
+	return r.Method == http.MethodGet && strings.Contains(r.URL.Path, "/sources/")
+}
+
+func toResult(r *http.Request) bool {
+	return r.Method == http.MethodPut && strings.Contains(r.URL.Path, "/results/")
+}
+
+func atResult(r *http.Request) bool {
+	return r.Method == http.MethodHead && strings.Contains(r.URL.Path, "/results/")
+}
+
+// F24: object storage that fails for a moment, at the source's read or at the result's write. The run outlives it.
+func TestF24StorageFailsForAMoment(t *testing.T) {
 	t.Parallel()
-	source := func(r *http.Request) bool {
-		return r.Method == http.MethodGet && strings.Contains(r.URL.Path, "/sources/")
-	}
-	result := func(r *http.Request) bool {
-		return r.Method == http.MethodPut && strings.Contains(r.URL.Path, "/results/")
-	}
-	look := func(r *http.Request) bool {
-		return r.Method == http.MethodHead && strings.Contains(r.URL.Path, "/results/")
-	}
+	f := faults.New(t, 1, faults.Quick())
+	w := f.Worker("worker").Ready()
 	for _, c := range []struct {
 		name  string
 		hits  func(*http.Request) bool
-		times int64 // 0 is always
+		times int64
 		fault testbed.HTTPFault
 	}{
-		{"source read, 503 twice", source, 2, testbed.HTTPFault{Status: http.StatusServiceUnavailable}},
-		{"result write, 500 twice", result, 2, testbed.HTTPFault{Status: http.StatusInternalServerError}},
-		{"result write, slow", result, 1, testbed.HTTPFault{Delay: 3 * time.Second}},
-		{"result written, answer lost", result, 1, testbed.HTTPFault{Cut: true, After: true}},
-		{"result check, cut twice", look, 2, testbed.HTTPFault{Cut: true}},
-		{"source read, 503 for good", source, 0, testbed.HTTPFault{Status: http.StatusServiceUnavailable}},
-		{"result write, 503 for good", result, 0, testbed.HTTPFault{Status: http.StatusServiceUnavailable}},
-		{"result lost when it is looked at", look, 0, testbed.HTTPFault{Status: http.StatusNotFound}},
+		{"source read, 503 twice", toSource, 2, testbed.HTTPFault{Status: http.StatusServiceUnavailable}},
+		{"source read, cut", toSource, 1, testbed.HTTPFault{Cut: true}},
+		{"result write, 500 twice", toResult, 2, testbed.HTTPFault{Status: http.StatusInternalServerError}},
+		{"result write, slow", toResult, 1, testbed.HTTPFault{Delay: 3 * time.Second}},
+		{"result written, answer lost", toResult, 1, testbed.HTTPFault{Cut: true, After: true}},
+		{"result check, cut twice", atResult, 2, testbed.HTTPFault{Cut: true}},
+	} {
+		var hits atomic.Int64
+		w.S3.Break(func(r *http.Request) testbed.HTTPFault {
+			if c.hits(r) && hits.Add(1) <= c.times {
+				return c.fault
+			}
+			return testbed.HTTPFault{}
+		})
+		f.Succeeds(f.MustPhoto(), 1, 0)
+		if hits.Load() < c.times {
+			t.Errorf("%s: the fault was met %d times", c.name, hits.Load())
+		}
+	}
+	f.End()
+}
+
+// F24: object storage that fails for good. Each run tries again within bounds, the budget is used up, and nothing is charged without a result
+// that can be read.
+func TestF24StorageFailsForGood(t *testing.T) {
+	t.Parallel()
+	down := testbed.HTTPFault{Status: http.StatusServiceUnavailable}
+	for _, c := range []struct {
+		name  string
+		hits  func(*http.Request) bool
+		fault testbed.HTTPFault
+		long  bool
+	}{
+		{"source read", toSource, down, true},
+		{"result write", toResult, down, false},
+		{"result gone when it is looked at", atResult, testbed.HTTPFault{Status: http.StatusNotFound}, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
+			if c.long && !*long {
+				t.Skip("waits as long as the result write: make faults, or -faults.long")
+			}
 			f := faults.New(t, 1, faults.With("ENLARGER_RETRY_BUDGET", "2"))
 			w := f.Worker("worker").Ready()
-			var hits atomic.Int64
 			w.S3.Break(func(r *http.Request) testbed.HTTPFault {
-				if c.hits(r) && (hits.Add(1) <= c.times || c.times == 0) {
+				if c.hits(r) {
 					return c.fault
 				}
 				return testbed.HTTPFault{}
 			})
-			id := f.MustPhoto()
-			if c.times > 0 {
-				f.Succeeds(id, 1, 0)
-			} else {
-				givenUp(t, f, id)
-				w.S3.Break(nil)
+			givenUp(t, f, f.MustPhoto())
+			if w.S3.Broken() == 0 {
+				t.Error("the fault was never met")
 			}
-			if hits.Load() < max(c.times, 1) {
-				t.Errorf("the fault was met %d times", hits.Load())
-			}
+			w.S3.Break(nil)
 			f.Succeeds(f.MustPhoto(), 1, 0)
 			f.End()
 		})

@@ -430,10 +430,12 @@ func TestF22SweeperKilledMidWay(t *testing.T) {
 			happens(t, "the worker's death", dead)
 			happens(t, "the sweeper's death", swept)
 			f.API(1).Resume()
-			f.Worker("second")
-			if j := f.Succeeds(id, 2, 1); j.Dispatch != 2 {
-				t.Errorf("%d wake-ups, want 2", j.Dispatch)
+			f.Until("the run to be given back, with a wake-up", func() bool { return f.Job(id).Failures == 1 && len(f.WakeUps(id)) == 2 })
+			if j := f.Job(id); j.Dispatch != 2 || j.Status != job.Queued {
+				t.Errorf("%s with wake-up %d, want queued and 2", j.Status, j.Dispatch)
 			}
+			f.Worker("second")
+			f.Succeeds(id, 2, 1)
 			f.API(0).Again()
 			f.API(0).Ready()
 			f.End()
@@ -451,6 +453,10 @@ func TestF22ManySweepers(t *testing.T) {
 	id := f.MustPhoto()
 	happens(t, "the worker's death", dead)
 	f.Until("the run to be given back", func() bool { return f.Job(id).Failures == 1 })
+	lasts(500 * time.Millisecond) // many sweeps of each
+	if j := f.Job(id); j.Dispatch != 2 || j.Failures != 1 {
+		t.Errorf("wake-up %d after %d failures, want 2 after 1", j.Dispatch, j.Failures)
+	}
 	f.Worker("second")
 	f.Succeeds(id, 2, 1)
 	f.End()
