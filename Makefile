@@ -66,8 +66,14 @@ lint: .deps/golangci-lint-$(GOLANGCI_LINT) ## golangci-lint at its pinned versio
 	mv .deps/golangci-lint $@
 
 .PHONY: docs
-docs: build ## write docs/configuration.md from the code
+docs: build ## write docs/configuration.md and docs/tools.md from the code
 	bin/enlarger config > docs/configuration.md
+	bin/enlarger tools docs/tools > docs/tools.md
+
+.PHONY: docs-pictures
+docs-pictures: ## make the before/after pictures of docs/tools.md anew, with the models that are installed
+	@go build -trimpath -o bin/enlarger-bench ./cmd/enlarger-bench
+	@bin/enlarger-bench pictures
 
 .PHONY: fuzz
 fuzz: ## fuzz every parser of foreign bytes, FUZZTIME (20s) each
@@ -83,6 +89,11 @@ bench: build ## measure latency and throughput beside bare queues, and print the
 bench-quality: ## print the tables of docs/quality.md: PSNR and SSIM on the sets in DATA, with contact sheets in out/quality (QUALITY="-help" lists its flags)
 	@go build -trimpath -o bin/enlarger-bench ./cmd/enlarger-bench
 	@bin/enlarger-bench quality -data $(or $(DATA),../shared/data) -sheets out/quality $(QUALITY)
+
+.PHONY: bench-speed
+bench-speed: ## time and peak memory of every image tool at 1, 12 and 48 megapixels, beside ImageMagick and libvips where they are installed (SPEED="-help" lists its flags)
+	@go build -trimpath -o bin/enlarger-bench ./cmd/enlarger-bench
+	@bin/enlarger-bench speed $(SPEED)
 
 .PHONY: fixtures
 fixtures: ## make the recorded jobs' media anew (fixtures/media)

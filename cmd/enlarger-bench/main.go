@@ -51,6 +51,14 @@ func main() {
 	if len(args) > 0 && args[0] == qualityCommand {
 		measure, args = quality, args[1:]
 	}
+	switch {
+	case len(args) > 0 && args[0] == speedCommand:
+		measure, args = speed, args[1:]
+	case len(args) > 0 && args[0] == speedChild:
+		measure = func(ctx context.Context, args []string, _, _ io.Writer) error { return serveSpeed(ctx, args[1:]) }
+	case len(args) > 0 && args[0] == picturesCommand:
+		measure, args = pictures, args[1:]
+	}
 	err := measure(ctx, args, os.Stdout, os.Stderr)
 	stop()
 	exit(err)

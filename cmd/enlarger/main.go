@@ -30,6 +30,7 @@ type commands struct {
 	Audit   auditCommand   `cmd:"" help:"Check the books: recompute every balance, and hold jobs against the ledger."`
 	Replay  replayCommand  `cmd:"" help:"Run recorded jobs against a server and compare what comes out."`
 	Config  configCommand  `cmd:"" help:"Print the table of settings." hidden:""`
+	Tools   toolsCommand   `cmd:"" help:"Print the page of tools." hidden:""`
 	Version versionCommand `cmd:"" help:"Print the version."`
 
 	Settings settings `embed:""`

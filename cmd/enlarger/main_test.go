@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"enlarger/engine/image"
 )
 
 // enlarger runs a command line in this process against an SQLite file and returns its exit status and outputs.
@@ -136,6 +138,40 @@ func TestConfigurationPageIsFresh(t *testing.T) {
 	}
 	if stdout.String() != string(page) {
 		t.Error("docs/configuration.md is stale: run `make docs`")
+	}
+}
+
+// TestToolsPage holds docs/tools.md to the catalog, and its pictures to their bounds.
+func TestToolsPage(t *testing.T) {
+	t.Parallel()
+	docs := filepath.Join("..", "..", "docs")
+	page, err := os.ReadFile(filepath.Join(docs, "tools.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, err := toolsPage(filepath.Join(docs, "tools"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(page) != want {
+		t.Error("docs/tools.md is stale: run `make docs`")
+	}
+	sum := int64(0)
+	for _, tool := range image.Tools(image.Options{}) {
+		info, err := os.Stat(filepath.Join(docs, "tools", tool.Name+".jpg"))
+		if err != nil {
+			t.Errorf("%s has no picture: run `make docs-pictures`", tool.Name)
+			continue
+		}
+		if sum += info.Size(); info.Size() > 150<<10 {
+			t.Errorf("the picture of %s has %d bytes", tool.Name, info.Size())
+		}
+		if _, err := os.Stat(filepath.Join(docs, "tools", tool.Name+".md")); err != nil {
+			t.Errorf("%s has no note on how it works and where it is weak: %v", tool.Name, err)
+		}
+	}
+	if sum > 1200<<10 {
+		t.Errorf("the pictures have %d bytes together", sum)
 	}
 }
 

@@ -121,6 +121,21 @@ func TestCustomDoesNothingByHalves(t *testing.T) {
 	}
 }
 
+// TestCustomUsesTheTools asks for what other tools do: their own facts stand in the output, and the noise that one step adds the next takes away.
+func TestCustomUsesTheTools(t *testing.T) {
+	t.Parallel()
+	src := scene(160, 120)
+	soft, got := edited(t, "sharpen", src)
+	if soft.Facts["sharpen"] == nil || roughness(got) <= roughness(src) {
+		t.Errorf("sharpen: %v, roughness %.2f, was %.2f", soft.Facts, roughness(got), roughness(src))
+	}
+	_, grainy := edited(t, "add noise", src)
+	clean, got := edited(t, "add noise, remove noise", src)
+	if clean.Facts["denoise"] == nil || roughness(got) > 0.8*roughness(grainy) {
+		t.Errorf("denoise: %v, roughness %.2f, was %.2f", clean.Facts, roughness(got), roughness(grainy))
+	}
+}
+
 func TestCustomKeepsAlpha(t *testing.T) {
 	t.Parallel()
 	src := noise(64, 48, 3)

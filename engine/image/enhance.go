@@ -23,6 +23,16 @@ func (o Options) prepareStep(ctx context.Context, source *picture, s step) (prep
 			return prepared{}, err
 		}
 		return o.denoising(source, noise), nil
+	case opSharpen:
+		noise, err := measureNoise(ctx, source.raster)
+		if err != nil {
+			return prepared{}, err
+		}
+		blur, err := measureBlur(ctx, source.raster, noise.bright(source.grey))
+		if err != nil {
+			return prepared{}, err
+		}
+		return o.sharpening(source, noise, blur), nil
 	}
 	return prepared{}, engine.Failf(engine.ProcessingFailed, "This server cannot carry out %q.", s.words).Because(fmt.Errorf("no operation %s", s.op))
 }

@@ -1,0 +1,359 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"math"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"enlarger/engine"
+	"enlarger/engine/ffmpeg"
+	imagetools "enlarger/engine/image"
+	"enlarger/engine/neural"
+)
+
+// speedCommand is the first argument that asks for the image tools' time and memory; speedChild that of the process that runs one tool once.
+const (
+	speedCommand = "speed"
+	speedChild   = "speed-run"
+)
+
+// speedTime bounds one run of one program.
+const speedTime = 15 * time.Minute
+
+// speedTrial is one line of the table: a tool, and what other programs do that comes nearest.
+type speedTrial struct {
+	tool, config, what string
+	// growth is the output's pixels in those of the source; fixed says that the output's size does not follow the source.
+	growth float64
+	fixed  bool
+	format string
+	// magick are the arguments of ImageMagick between source and result; vips is a command of libvips with IN and OUT.
+	magick, vips string
+}
+
+func speedTrials() []speedTrial {
+	return []speedTrial{
+		{tool: "custom", config: `{"prompt":"resize to 50%"}`, what: "halve: decode, resize, encode", growth: 0.25, magick: "-filter Lanczos -resize 50% -quality 92", vips: "resize IN OUT[Q=92] 0.5"},
+		{tool: "custom", config: `{"prompt":"brighter, more contrast, sepia"}`, what: "three corrections of colour", growth: 1, magick: "-gamma 1.3 -sigmoidal-contrast 3x50% -sepia-tone 80% -quality 92", vips: "gamma IN OUT[Q=92] --exponent 1.3"},
+		{tool: "custom", config: `{"prompt":"blur by 10%"}`, what: "blur", growth: 1, magick: "-gaussian-blur 0x3 -quality 92", vips: "gaussblur IN OUT[Q=92] 3"},
+		{tool: "upscale", config: `{"scale":2}`, what: "x2", growth: 4, magick: "-filter Lanczos -resize 200% -quality 92", vips: "resize IN OUT[Q=92] 2"},
+		{tool: "upscale", config: `{"scale":4}`, what: "x4", growth: 16, magick: "-filter Lanczos -resize 400% -quality 92", vips: "resize IN OUT[Q=92] 4"},
+		{tool: "sharpen", config: `{}`, growth: 1, magick: "-unsharp 0x1.2 -quality 92", vips: "sharpen IN OUT[Q=92]"},
+		{tool: "denoise", config: `{}`, growth: 1, magick: "-statistic median 3x3 -quality 92", vips: "median IN OUT[Q=92] 3"},
+		{tool: "remove_bg", config: `{}`, growth: 1, format: "png", magick: "-fuzz 10% -fill none -draw alpha_0,0_floodfill"},
+		{tool: "restore", config: `{}`, growth: 1, magick: "-despeckle -contrast-stretch 0.5% -unsharp 0x1 -quality 92"},
+		{tool: "cartoonize", config: `{"style":"anime"}`, what: "anime", growth: 1, magick: "-paint 3 -quality 92"},
+		{tool: "cartoonize", config: `{"style":"comic"}`, what: "comic", growth: 1},
+		{tool: "cartoonize", config: `{"style":"sketch"}`, what: "sketch", growth: 1, magick: "-colorspace gray -sketch 0x10+135 -quality 92"},
+		{tool: "cartoonize", config: `{"style":"watercolor"}`, what: "watercolor", growth: 1},
+		{tool: "cartoonize", config: `{"style":"oil"}`, what: "oil", growth: 1, magick: "-paint 6 -quality 92"},
+		{tool: "passport_photo", config: `{}`, growth: 1, fixed: true, magick: "-resize 826x1062^ -gravity center -extent 826x1062 -density 600 -quality 92", vips: "thumbnail IN OUT[Q=92] 826 --height 1062 --crop centre"},
+	}
+}
+
+type speedOptions struct {
+	sizes  []float64
+	tools  []string
+	rounds int
+	photo  string
+	peers  bool
+	slow   time.Duration
+}
+
+func parseSpeed(args []string, stderr io.Writer) (*speedOptions, error) {
+	o := &speedOptions{}
+	flags := flag.NewFlagSet("enlarger-bench "+speedCommand, flag.ContinueOnError)
+	flags.SetOutput(stderr)
+	sizes := flags.String("megapixels", "1,12,48", "output sizes")
+	tools := flags.String("tools", "", "tools to measure; all by default")
+	flags.IntVar(&o.rounds, "rounds", 3, "runs of each line; the fastest counts, 1-20")
+	flags.StringVar(&o.photo, "photo", "fixtures/media/astronaut.png", "the photo that sources of all sizes are made of")
+	flags.BoolVar(&o.peers, "peers", true, "run ImageMagick and libvips beside ours")
+	flags.DurationVar(&o.slow, "slow", 20*time.Second, "what takes longer is run once only")
+	if err := flags.Parse(args); err != nil {
+		if errors.Is(err, flag.ErrHelp) {
+			return nil, err
+		}
+		return nil, fmt.Errorf("%w: %w", errUsage, err)
+	}
+	for word := range strings.SplitSeq(*sizes, ",") {
+		n, err := strconv.ParseFloat(word, 64)
+		if err != nil || n < 0.01 || n > 200 {
+			return nil, fmt.Errorf("%w: -megapixels: %q is none of 0.01 to 200", errUsage, word)
+		}
+		o.sizes = append(o.sizes, n)
+	}
+	if *tools != "" {
+		o.tools = strings.Split(*tools, ",")
+	}
+	if o.rounds < 1 || o.rounds > 20 || flags.NArg() > 0 {
+		return nil, fmt.Errorf("%w: -rounds must be 1 to 20, and nothing may follow the flags", errUsage)
+	}
+	return o, nil
+}
+
+// spent is what one run of a program took.
+type spent struct {
+	wall time.Duration
+	// peak is the most memory it held, in bytes: the resident set, page cache not counted.
+	peak int64
+	// note is what it did, or why it did nothing.
+	note string
+	ok   bool
+}
+
+// speed prints how long the image tools take and how much memory they hold, each run a process of its own, beside other programs on the same file.
+func speed(ctx context.Context, args []string, stdout, stderr io.Writer) error {
+	o, err := parseSpeed(args, stderr)
+	if err != nil {
+		return err
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("find this program: %w", err)
+	}
+	scratch, err := os.MkdirTemp("", "speed-*")
+	if err != nil {
+		return fmt.Errorf("scratch: %w", err)
+	}
+	defer os.RemoveAll(scratch)
+	fmt.Fprint(stdout, machineFacts(append([]string{speedCommand}, args...), time.Now()))
+	magick, vips := "", ""
+	if o.peers {
+		magick, vips = findMagick(ctx), findVips(ctx)
+	}
+	fmt.Fprintf(stdout, "ImageMagick: %s. libvips: %s.\n\n", orMissing(magick), orMissing(vips))
+	known := imagetools.Tools(imagetools.Options{})
+	rows := [][]string{{"tool", "output", "method", "time", "a megapixel", "peak memory", "ImageMagick", "libvips"}}
+	for _, t := range speedTrials() {
+		offered := slices.ContainsFunc(known, func(k engine.Tool) bool { return k.Name == t.tool })
+		if !offered || (len(o.tools) > 0 && !slices.Contains(o.tools, t.tool)) {
+			continue
+		}
+		for i, size := range o.sizes {
+			if t.fixed && i > 0 {
+				continue
+			}
+			b := speedBench{options: o, self: self, scratch: scratch, magick: magick, vips: vips, log: stderr}
+			row, err := b.line(ctx, t, size)
+			if err != nil {
+				return err
+			}
+			rows = append(rows, row)
+		}
+	}
+	fmt.Fprint(stdout, table(rows))
+	fmt.Fprintf(stdout, "\nLoad average at the end: %s.\n", loadAverage())
+	return nil
+}
+
+func orMissing(program string) string {
+	if program == "" {
+		return "not here, not measured"
+	}
+	return program
+}
+
+// findMagick is the first ImageMagick among the programs of its usual names, or "".
+func findMagick(ctx context.Context) string {
+	for _, name := range []string{"magick", "/usr/bin/convert", "convert"} {
+		out, err := exec.CommandContext(ctx, name, "-version").Output()
+		if err == nil && bytes.Contains(out, []byte("Version: ImageMagick")) {
+			return name + " (" + strings.Join(strings.Fields(string(out))[1:3], " ") + ")"
+		}
+	}
+	return ""
+}
+
+func findVips(ctx context.Context) string {
+	out, err := exec.CommandContext(ctx, "vips", "--version").Output()
+	if err != nil {
+		return ""
+	}
+	return "vips (" + strings.TrimSpace(string(out)) + ")"
+}
+
+type speedBench struct {
+	options       *speedOptions
+	self, scratch string
+	magick, vips  string
+	log           io.Writer
+}
+
+// line measures one tool at one output size.
+func (b *speedBench) line(ctx context.Context, t speedTrial, megapixels float64) ([]string, error) {
+	source, err := b.source(ctx, megapixels/t.growth)
+	if err != nil {
+		return nil, err
+	}
+	format := t.format
+	if format == "" {
+		format = "jpg"
+	}
+	fmt.Fprintf(b.log, "%s %s %g MP\n", t.tool, t.what, megapixels)
+	ours := b.best(ctx, func(out string) []string { return []string{b.self, speedChild, t.tool, t.config, format, source, out} }, format)
+	if !ours.ok {
+		return nil, fmt.Errorf("%s at %g MP: %s", t.tool, megapixels, ours.note)
+	}
+	peer := func(program string, args func(name, out string) []string) string {
+		name, _, _ := strings.Cut(program, " (")
+		if name == "" || args(name, "") == nil {
+			return ""
+		}
+		s := b.best(ctx, func(out string) []string { return args(name, out) }, format)
+		if !s.ok {
+			return "failed"
+		}
+		return fmt.Sprintf("%s, %d MB (ours %.2fx)", seconds(s.wall), s.peak>>20, ours.wall.Seconds()/s.wall.Seconds())
+	}
+	im := peer(b.magick, func(name, out string) []string {
+		if t.magick == "" {
+			return nil
+		}
+		words := strings.Fields(t.magick)
+		for i := range words {
+			words[i] = strings.ReplaceAll(words[i], "_", " ")
+		}
+		return append(append([]string{name, source}, words...), out)
+	})
+	vips := peer(b.vips, func(name, out string) []string {
+		if t.vips == "" {
+			return nil
+		}
+		return append([]string{name}, strings.Fields(strings.NewReplacer("IN", source, "OUT", out).Replace(t.vips))...)
+	})
+	label := strings.TrimSpace("`" + t.tool + "` " + t.what)
+	output := fmt.Sprintf("%g MP", megapixels)
+	if t.fixed {
+		output = "826x1062"
+		megapixels = 826 * 1062 / 1e6
+	}
+	return []string{
+		label, output, ours.note, seconds(ours.wall), fmt.Sprintf("%.3f s", ours.wall.Seconds()/megapixels),
+		fmt.Sprintf("%d MB", ours.peak>>20), im, vips,
+	}, nil
+}
+
+func seconds(d time.Duration) string { return fmt.Sprintf("%.2f s", d.Seconds()) }
+
+// best is the fastest of the runs, with the most memory of any.
+func (b *speedBench) best(ctx context.Context, command func(out string) []string, format string) spent {
+	all := spent{}
+	for range b.options.rounds {
+		out := filepath.Join(b.scratch, "out."+format)
+		_ = os.Remove(out)
+		s := measureCommand(ctx, command(out))
+		if !s.ok {
+			return s
+		}
+		if !all.ok || s.wall < all.wall {
+			all.wall, all.note = s.wall, s.note
+		}
+		all.ok, all.peak = true, max(all.peak, s.peak)
+		if s.wall > b.options.slow {
+			break
+		}
+	}
+	return all
+}
+
+// measureCommand runs a program to its end. The memory is the most that it or a child it waited for held.
+func measureCommand(ctx context.Context, command []string) spent {
+	ctx, stop := context.WithTimeout(ctx, speedTime)
+	defer stop()
+	cmd := exec.CommandContext(ctx, command[0], command[1:]...)
+	var out, problems bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &problems
+	start := time.Now()
+	err := cmd.Run()
+	wall := time.Since(start)
+	if err != nil {
+		return spent{note: fmt.Sprintf("%v: %.200s", err, problems.String())}
+	}
+	usage, ok := cmd.ProcessState.SysUsage().(*syscall.Rusage)
+	if !ok {
+		return spent{note: "no resource usage on this system"}
+	}
+	return spent{wall: wall, peak: usage.Maxrss << 10, note: strings.TrimSpace(out.String()), ok: true}
+}
+
+// source makes a JPEG of so many megapixels of the photo, with a little grain, so that it is not smoother than photos are.
+func (b *speedBench) source(ctx context.Context, megapixels float64) (string, error) {
+	path := filepath.Join(b.scratch, fmt.Sprintf("source-%g.jpg", megapixels))
+	if _, err := os.Stat(path); err == nil {
+		return path, nil
+	}
+	side := int(math.Round(math.Sqrt(megapixels * 1e6)))
+	config, err := json.Marshal(map[string]string{"prompt": fmt.Sprintf("resize to %dx%d px, add a little grain", side, side)})
+	if err != nil {
+		return "", err
+	}
+	if _, err := runTool(ctx, imagetools.Options{JPEGQuality: 90}, "custom", config, "jpg", b.options.photo, path); err != nil {
+		return "", fmt.Errorf("make a source of %g MP: %w", megapixels, err)
+	}
+	return path, nil
+}
+
+// serveSpeed is the child process: it runs one tool once, with what this machine has, and prints the method.
+func serveSpeed(ctx context.Context, args []string) error {
+	if len(args) != 5 {
+		return fmt.Errorf("%w: %s takes a tool, a config, a format, a source and a result", errUsage, speedChild)
+	}
+	options := imagetools.Options{}
+	if library, err := neural.FindLibrary(""); err == nil {
+		runtime, err := neural.Open(ctx, neural.Config{Library: library})
+		if err != nil {
+			return err
+		}
+		defer runtime.Close()
+		options.Neural = runtime
+	}
+	if runner, err := ffmpeg.Open(ffmpeg.Config{}); err == nil {
+		options.FFmpeg = runner
+	}
+	out, err := runTool(ctx, options, args[0], []byte(args[1]), args[2], args[3], args[4])
+	if err != nil {
+		return err
+	}
+	method := out.Facts["method"]
+	if model, ok := out.Facts["model"]; ok {
+		method = model
+	}
+	fmt.Println(method)
+	return nil
+}
+
+// runTool runs a tool on a file as a worker does.
+func runTool(ctx context.Context, options imagetools.Options, tool string, config []byte, format, in, out string) (engine.Output, error) {
+	order, err := engine.NewCatalog(engine.DefaultLimits(), imagetools.Tools(options)...).Order(tool, config, format)
+	if err != nil {
+		return engine.Output{}, err
+	}
+	source, err := order.Measure(ctx, in)
+	if err != nil {
+		return engine.Output{}, err
+	}
+	plan, err := order.Plan(source)
+	if err != nil {
+		return engine.Output{}, err
+	}
+	scratch, err := os.MkdirTemp(filepath.Dir(out), "job-*")
+	if err != nil {
+		return engine.Output{}, err
+	}
+	defer os.RemoveAll(scratch)
+	return order.Process(ctx, engine.Task{Plan: plan, Source: source, Input: in, Output: out, Scratch: scratch})
+}
