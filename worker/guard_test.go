@@ -58,6 +58,7 @@ func TestAcknowledgedOnlyWhenRecorded(t *testing.T) {
 		return info
 	}
 	r.workAlone(r.config("a"))
+	t.Cleanup(proxy.Heal) // before the worker drains, which needs the database
 	r.running()
 	testbed.Until(t, 10*time.Second, "the run to be recorded", func() bool { return r.get(running).Phase == job.PhaseProcessing })
 	if got := wakeUp(r.get(running).WakeUp()); got.State != asynq.TaskStateActive {
