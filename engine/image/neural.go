@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 
+	"enlarger/engine"
 	"enlarger/engine/neural"
 )
 
@@ -339,6 +340,17 @@ func (n *netUpscaler) memory(width, height int) int64 {
 		models = max(models, m.Memory()) // one runs at a time
 	}
 	return bytes + models
+}
+
+// netUpscaleMemory estimates the bytes that the models for a scale take beside decoding and encoding, whichever of them the source will need.
+func (o Options) netUpscaleMemory(scale int, source engine.Source) int64 {
+	most := int64(0)
+	for _, variant := range []string{"fast", "quality", "photo"} {
+		if n := o.netUpscaler(scale, variant); n != nil && source.Known() {
+			most = max(most, n.memory(source.Width, source.Height))
+		}
+	}
+	return most
 }
 
 // band makes the output rows from y, a multiple of the scale, as far as out reaches.

@@ -10,7 +10,6 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
-	"strings"
 	"testing"
 	"time"
 
@@ -138,7 +137,7 @@ func still(t *testing.T, got image.Image, want color.NRGBA) {
 	}
 }
 
-// TestConstantStaysConstant takes a net of chance, which turns every grey into a slightly different one.
+// TestLumaModelKeepsConstantsAndGrey takes a net of chance, which turns every grey into a slightly different one.
 func TestLumaModelKeepsConstantsAndGrey(t *testing.T) {
 	t.Parallel()
 	net := models(t, map[string]string{
@@ -170,8 +169,9 @@ func TestLumaModelKeepsConstantsAndGrey(t *testing.T) {
 					t.Fatalf("a grey pixel became %v", p[i:i+4])
 				}
 			}
-			if want := strings.TrimSuffix(strings.Repeat("chance, ", map[int]int{2: 1, 4: 2, 8: 3}[scale]), ", "); out.Facts["model"] != want {
-				t.Errorf("model = %v, want %q", out.Facts["model"], want)
+			// For the other scales there may be models of ours.
+			if scale == 2 && out.Facts["model"] != "chance" || out.Facts["method"] != "neural" {
+				t.Errorf("facts = %v", out.Facts)
 			}
 		})
 	}
@@ -274,7 +274,7 @@ func TestBandsJoinWithoutSeams(t *testing.T) {
 		"chance.onnx": string(onnx.Random(2, 16, 5)),
 	})
 	options := Options{Neural: net}.withDefaults()
-	for name, img := range map[string]image.Image{"opaque": noisyScene(70, 130), "alpha": noise(70, 130, 9)} {
+	for name, img := range map[string]image.Image{"opaque": noisyScene(40, 90), "alpha": noise(40, 90, 9)} {
 		source, err := options.open(t.Context(), writeFile(t, pngBytes(t, img)), t.TempDir())
 		if err != nil {
 			t.Fatal(err)
@@ -282,12 +282,12 @@ func TestBandsJoinWithoutSeams(t *testing.T) {
 		defer source.Close()
 		for _, scale := range []int{2, 8} {
 			n := options.netUpscaler(scale)
-			stride := 70 * scale * 4
-			whole, bands := make([]byte, stride*130*scale), make([]byte, stride*130*scale)
+			stride := 40 * scale * 4
+			whole, bands := make([]byte, stride*90*scale), make([]byte, stride*90*scale)
 			if err := n.band(t.Context(), source.raster, 0, whole, false); err != nil {
 				t.Fatal(err)
 			}
-			for y := 0; y < 130*scale; y += 16 * scale {
+			for y := 0; y < 90*scale; y += 16 * scale {
 				if err := n.band(t.Context(), source.raster, y, bands[y*stride:min((y+16*scale)*stride, len(bands))], false); err != nil {
 					t.Fatal(err)
 				}
@@ -358,16 +358,20 @@ func TestWithoutAFittingModelTheMethodIsClassical(t *testing.T) {
 		"x4.onnx": string(onnx.Filter(1, 4, make16())),
 	})
 	for scale, want := range map[int]string{2: "", 4: "x4", 8: ""} {
+		if net.Find(neural.Upscale, 2) != nil && scale != 4 {
+			continue // one of ours makes it
+		}
 		o := Options{Neural: net}
 		n := o.netUpscaler(scale)
-		if net.Find(neural.Upscale, 2) != nil {
-			t.Skip("a model for scale 2 is shipped, so there is always one")
-		}
 		if (n == nil) != (want == "") || (n != nil && n.name() != want) {
 			t.Errorf("x%d: %v, want %q", scale, n, want)
 		}
 	}
-	if o := (Options{}); o.netUpscaler(2) != nil || o.net(neural.Denoise, 1) != nil {
+	source := engine.Source{Width: 3000, Height: 2000}
+	if o := (Options{Neural: net}); o.netUpscaleMemory(4, source) < 16<<20 || o.netUpscaleMemory(4, source) > 256<<20 {
+		t.Errorf("x4 of 6 megapixels is estimated to take %d MiB", o.netUpscaleMemory(4, source)>>20)
+	}
+	if o := (Options{}); o.netUpscaler(2) != nil || o.net(neural.Denoise, 1) != nil || o.netUpscaleMemory(2, source) != 0 {
 		t.Error("a server without models has one")
 	}
 }
