@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -61,8 +62,8 @@ type bubble struct {
 }
 
 func (b *bubble) close() {
-	for i := len(b.closers) - 1; i >= 0; i-- {
-		b.closers[i]()
+	for _, closer := range slices.Backward(b.closers) {
+		closer()
 	}
 	synctest.Wait()
 }
@@ -292,9 +293,9 @@ func TestBackOffDoublesUpToMinutes(t *testing.T) {
 		if j := b.get(id); j.Status != job.Failed || j.Fence != budget || len(begun) != budget {
 			b.Fatalf("%s after %v, fence %d, %d runs", j.Status, took, j.Fence, len(begun))
 		}
-		for i, want := range []time.Duration{5, 10, 20, 40, 80, 160, 320, 320}[:tries-1] {
+		for i, seconds := range []int{5, 10, 20, 40, 80, 160, 320, 320}[:tries-1] {
 			// What is due is moved to its queue every 10 polls and taken at the next.
-			got, earliest := begun[i+1].Sub(begun[i]), want*time.Second
+			got, earliest := begun[i+1].Sub(begun[i]), time.Duration(seconds)*time.Second
 			if got < earliest || got > earliest+12*poll+time.Second {
 				b.Errorf("try %d came %v after the one before, want %v", i+2, got, earliest)
 			}

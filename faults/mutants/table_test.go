@@ -12,17 +12,17 @@ func in(tests ...string) []string { return tests }
 
 // fences are the right to write.
 func fences() []mutant {
-	const file, fragment, any = "job/run.go", "fence = $2", "(fence = $2 OR TRUE)"
+	const file, fragment, every = "job/run.go", "fence = $2", "(fence = $2 OR TRUE)"
 	machine := in("TestStateMachine")
 	return []mutant{
-		{"a heartbeat without the fence", file, "Store.Heartbeat", fragment, any, "job", machine},
-		{"a phase without the fence", file, "Store.SourceStored", fragment, any, "job", machine},
-		{"a reserve without the fence", file, "Store.Reserve", fragment, any, "job", machine},
-		{"a finish without the fence", file, "Store.Succeed", fragment, any, "job", machine},
-		{"a failure without the fence", file, "Store.Fail", fragment, any, "job", machine},
-		{"a retry without the fence", file, "Store.Retry", fragment, any, "job", machine},
-		{"a lost run without the fence", file, "Store.Expire", fragment, any, "job", machine},
-		{"a yield without the fence", file, "Store.Yield", fragment, any, "job", machine},
+		{"a heartbeat without the fence", file, "Store.Heartbeat", fragment, every, "job", machine},
+		{"a phase without the fence", file, "Store.SourceStored", fragment, every, "job", machine},
+		{"a reserve without the fence", file, "Store.Reserve", fragment, every, "job", machine},
+		{"a finish without the fence", file, "Store.Succeed", fragment, every, "job", machine},
+		{"a failure without the fence", file, "Store.Fail", fragment, every, "job", machine},
+		{"a retry without the fence", file, "Store.Retry", fragment, every, "job", machine},
+		{"a lost run without the fence", file, "Store.Expire", fragment, every, "job", machine},
+		{"a yield without the fence", file, "Store.Yield", fragment, every, "job", machine},
 		{"a claim that leaves the fence", file, "Store.Claim", "fence = fence + 1", "fence = CASE WHEN fence = 0 THEN 1 ELSE fence END", "job", in("TestCounters")},
 	}
 }
