@@ -41,7 +41,7 @@ const (
 	// soakSlots are enough that a run that was lost waits for its lease and not for a place.
 	soakSlots = "3"
 	// soakPause is the mean time between two kills, of one process or of several.
-	soakPause = 2100 * time.Millisecond
+	soakPause = 2700 * time.Millisecond
 	// soakEncode is how long an encode sleeps before it begins, so that kills find work under way that costs little: from this to four seconds more.
 	soakEncode = 3
 	soakSay    = 10 * time.Second
