@@ -63,6 +63,7 @@ func Tools(o Options) []engine.Tool {
 		sharpenTool(o),
 		denoiseTool(o),
 		removeBgTool(o),
+		restoreTool(o),
 		cartoonizeTool(o),
 		customTool(o),
 	}

@@ -17,7 +17,7 @@ import (
 )
 
 // sameSize are the tools held to the promises of this file.
-func sameSize() []string { return []string{"sharpen", "denoise"} }
+func sameSize() []string { return []string{"sharpen", "denoise", "restore"} }
 
 // grainy adds normal noise of a deviation in 8-bit codes to a picture, alpha left alone, always the same for a seed.
 func grainy(img *image.NRGBA, deviation float64, seed uint64) *image.NRGBA {
