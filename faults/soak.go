@@ -349,8 +349,7 @@ func (s *soak) breakServices(ctx context.Context) {
 		n := slices.Concat(s.workers, s.apis)[s.pick(soakAPIs+soakWorkers)]
 		switch dice := s.pick(10); {
 		case dice < 2:
-			s.redisDo("FLUSHALL")
-			s.flushes.Add(1)
+			s.burstAndFlush(ctx)
 		case dice == 2:
 			s.Redis.Freeze()
 			s.stalls.Add(1)
@@ -373,6 +372,23 @@ func (s *soak) breakServices(ctx context.Context) {
 			s.cuts.Add(1)
 		}
 	}
+}
+
+// burstAndFlush submits photos faster than they are carried, and takes their wake-ups away.
+func (s *soak) burstAndFlush(ctx context.Context) {
+	const burst = 16
+	flush := s.flushes.Add(1)
+	picture := Picture(160, 120)
+	var clients sync.WaitGroup
+	for i := range burst {
+		clients.Go(func() {
+			request := Request{API: i, Key: fmt.Sprintf("burst-%d-%d", flush, i)}
+			s.insist(func() (string, error) { return s.Photo(request, picture) }, &request)
+		})
+	}
+	pause(ctx, s.between(200*time.Millisecond))
+	s.redisDo("FLUSHALL")
+	clients.Wait()
 }
 
 // heal ends whatever is still broken.
