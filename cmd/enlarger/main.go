@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"slices"
 	"syscall"
 
 	"github.com/alecthomas/kong"
@@ -80,6 +81,10 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		err = parsed.Run(a)
 	}
 	if err == nil {
+		return 0
+	}
+	if ctx.Err() != nil && errors.Is(err, context.Canceled) && slices.Contains([]string{"serve", "api", "worker"}, parsed.Command()) {
+		fmt.Fprintln(stderr, "enlarger: stopped while starting")
 		return 0
 	}
 	fmt.Fprintln(stderr, "enlarger:", err)

@@ -190,3 +190,16 @@ func TestEmbeddedRedisExpiresKeys(t *testing.T) {
 		}
 	}
 }
+
+// A server that is told to stop while it starts has done as it was told; a command that is interrupted has not.
+func TestStoppedWhileStarting(t *testing.T) {
+	t.Parallel()
+	ctx, stop := context.WithCancel(t.Context())
+	stop()
+	for command, want := range map[string]int{"serve": 0, "migrate": 1} {
+		var out, faults bytes.Buffer
+		if code := run(ctx, []string{command, "--data", t.TempDir(), "--neural", "off"}, &out, &faults); code != want {
+			t.Errorf("%s: exit status %d, want %d: %s", command, code, want, faults.String())
+		}
+	}
+}
