@@ -229,7 +229,7 @@ type result struct {
 	scores   []fidelity
 	// seconds are of processor time, all cores together, for a megapixel of output: a rate that other work hardly changes.
 	seconds float64
-	methods  []string
+	methods []string
 }
 
 func (r *result) head() []string {
