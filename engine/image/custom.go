@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"enlarger/engine"
+	"enlarger/engine/neural"
 )
 
 type customConfig struct {
@@ -86,7 +87,7 @@ func (o Options) custom(ctx context.Context, c customConfig, task engine.Task) (
 		return engine.Output{}, err
 	}
 	done.reach(decodedPart)
-	w := &workbench{options: o, scratch: task.Scratch, picture: source}
+	w := &workbench{options: o, scratch: task.Scratch, picture: source, path: task.Input}
 	defer func() { w.picture.Close() }()
 	var faces faceResult
 	if c.FaceEnhance {
@@ -282,6 +283,12 @@ func (o Options) customMemory(c customConfig, task engine.Task) int64 {
 			extra = max(extra, cartoonMemory)
 		case opBackground:
 			extra = max(extra, matteMemory)
+		case opDenoise:
+			extra = max(extra, denoiseFilter().memory()+o.netMemory(neural.Denoise))
+		case opSharpen:
+			extra = max(extra, filter{margin: deconvolutionRadiusMost, scratchBytes: deconvolutionBytes}.memory()+o.netMemory(neural.Deblur))
+		case opRestore:
+			extra = max(extra, restoreMemory()+o.netMemory(neural.Restore))
 		case opResize, opFit, opUpscale:
 			extra = max(extra, resizeMemory())
 		}

@@ -129,6 +129,17 @@ func TestCustomUsesTheTools(t *testing.T) {
 	if soft.Facts["sharpen"] == nil || roughness(got) <= roughness(src) {
 		t.Errorf("sharpen: %v, roughness %.2f, was %.2f", soft.Facts, roughness(got), roughness(src))
 	}
+	old := image.NewNRGBA(src.Rect) // faded
+	for i, v := range src.Pix {
+		old.Pix[i] = uint8(90 + int(v)/4)
+		if i%4 == 3 {
+			old.Pix[i] = 255
+		}
+	}
+	mended, got := edited(t, "restore this old photo", old)
+	if mended.Facts["restore"] == nil || roughness(got) < 1.5*roughness(old) {
+		t.Errorf("restore: %v, roughness %.2f, was %.2f", mended.Facts, roughness(got), roughness(old))
+	}
 	_, grainy := edited(t, "add noise", src)
 	clean, got := edited(t, "add noise, remove noise", src)
 	if clean.Facts["denoise"] == nil || roughness(got) > 0.8*roughness(grainy) {

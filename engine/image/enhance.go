@@ -4,12 +4,10 @@ import (
 	"context"
 	"fmt"
 	"math"
-
-	"enlarger/engine"
 )
 
-// prepareStep looks at the picture for a step that depends on all of it.
-func (o Options) prepareStep(ctx context.Context, source *picture, s step) (prepared, error) {
+// prepareStep looks at the picture for a step that depends on all of it. path is its file when it lies in one, or "".
+func (o Options) prepareStep(ctx context.Context, source *picture, path string, s step) (prepared, error) {
 	switch s.op {
 	case opEnhance:
 		return enhanceOf(ctx, source.raster, s.amount)
@@ -33,8 +31,14 @@ func (o Options) prepareStep(ctx context.Context, source *picture, s step) (prep
 			return prepared{}, err
 		}
 		return o.sharpening(source, noise, blur), nil
+	case opRestore:
+		r, err := o.restoring(ctx, source, path)
+		if err != nil {
+			return prepared{}, err
+		}
+		return r.prepared(), nil
 	}
-	return prepared{}, engine.Failf(engine.ProcessingFailed, "This server cannot carry out %q.", s.words).Because(fmt.Errorf("no operation %s", s.op))
+	return prepared{}, fmt.Errorf("no operation %q", s.op)
 }
 
 // enhancePixels is the size that a picture's light and colours are judged at.

@@ -26,13 +26,18 @@ func restoreTool(o Options) engine.Tool {
 		Fits:    fits,
 		Measure: o.Measure,
 		Memory: func(c restoreConfig, task engine.Task) int64 {
-			f := denoiseFilter()
-			f.margin, f.scratchBytes = restoreMarginMost, f.scratchBytes+deconvolutionBytes
-			const looking = 16 * scratchPixels * 4 // the reduced picture and what is found on it
-			return o.filterMemory(task, f) + looking + o.netMemory(neural.Restore) + o.facesMemory(c.FaceEnhance)
+			return o.memory(task) + restoreMemory() + o.netMemory(neural.Restore) + o.facesMemory(c.FaceEnhance)
 		},
 		Process: o.restore,
 	})
+}
+
+// restoreMemory is what restoring takes beside decoding and encoding.
+func restoreMemory() int64 {
+	f := denoiseFilter()
+	f.margin, f.scratchBytes = restoreMarginMost, f.scratchBytes+deconvolutionBytes
+	const looking = 16 * scratchPixels * 4 // the reduced picture and what is found on it
+	return f.memory() + looking
 }
 
 func (o Options) restore(ctx context.Context, c restoreConfig, task engine.Task) (engine.Output, error) {

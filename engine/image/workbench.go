@@ -14,6 +14,8 @@ type workbench struct {
 	options Options
 	scratch string
 	picture *picture
+	// path is the source's file as long as the picture is what lies in it.
+	path    string
 	waiting []filter
 	// facts are what single steps have to say.
 	facts map[string]any
@@ -156,7 +158,7 @@ func (w *workbench) replace(width, height int, deep bool, fill func(*raster) err
 		return err
 	}
 	w.picture.raster.Close()
-	w.picture = &picture{raster: to, header: w.picture.header}
+	w.picture, w.path = &picture{raster: to, header: w.picture.header}, ""
 	return nil
 }
 
@@ -176,7 +178,7 @@ func (w *workbench) turn(ctx context.Context, s step) error {
 	if err != nil {
 		return err
 	}
-	w.picture = &picture{raster: turned, header: w.picture.header}
+	w.picture, w.path = &picture{raster: turned, header: w.picture.header}, ""
 	return nil
 }
 
@@ -230,7 +232,7 @@ func (w *workbench) resize(ctx context.Context, width, height int) error {
 		return err
 	}
 	w.picture.raster.Close()
-	w.picture = &picture{raster: to, header: w.picture.header}
+	w.picture, w.path = &picture{raster: to, header: w.picture.header}, ""
 	return nil
 }
 
@@ -346,7 +348,7 @@ func (w *workbench) prepare(ctx context.Context, s step) error {
 	if err := w.apply(ctx); err != nil {
 		return err
 	}
-	prep, err := w.options.prepareStep(ctx, w.picture, s)
+	prep, err := w.options.prepareStep(ctx, w.picture, w.path, s)
 	if err != nil {
 		return fmt.Errorf("%s: %w", s.op, err)
 	}
@@ -362,7 +364,7 @@ func (w *workbench) prepare(ctx context.Context, s step) error {
 		}
 		w.facts[s.op] = prep.facts
 	}
-	if prep.filter.margin > workMargin {
+	if prep.filter.margin > 0 { // it may count on squares of its own
 		return w.apply(ctx)
 	}
 	return nil
