@@ -73,17 +73,18 @@ func TestSQLProxySeesEachMoment(t *testing.T) {
 			if err := insert(conn, inTx); err != nil {
 				t.Fatal(err)
 			}
-			before, during, calls := count(), -1, 0
+			before := count()
+			var during, calls atomic.Int64
 			proxy.Once(names("INSERT INTO things"), c.at, func() testbed.Verdict {
-				calls++
-				during = count() - before
+				calls.Add(1)
+				during.Store(int64(count() - before))
 				return testbed.Verdict{Cut: true}
 			})
 			if err := insert(conn, inTx); err == nil {
 				t.Errorf("in a transaction %v, moment %d: the insert went through", inTx, c.at)
 			}
-			if after := count() - before; calls != 1 || during != c.during || after != c.after {
-				t.Errorf("in a transaction %v, moment %d: %d calls, %d rows then, %d rows after; want 1, %d, %d", inTx, c.at, calls, during, after, c.during, c.after)
+			if after := count() - before; calls.Load() != 1 || during.Load() != int64(c.during) || after != c.after {
+				t.Errorf("in a transaction %v, moment %d: %d calls, %d rows then, %d rows after; want 1, %d, %d", inTx, c.at, calls.Load(), during.Load(), after, c.during, c.after)
 			}
 			if err := insert(far(), inTx); err != nil {
 				t.Errorf("the watch lives on: %v", err)
@@ -125,13 +126,14 @@ func TestRedisProxySeesCommands(t *testing.T) {
 	if got, err := redisSay(server.Addr(), soon, "EXISTS key"); err != nil || got != ":0" {
 		t.Errorf("the server got it: %s, %v", got, err)
 	}
-	stored := ""
+	var stored atomic.Value
 	proxy.Once(set, true, func() testbed.Verdict {
-		stored, _ = redisSay(server.Addr(), soon, "EXISTS key")
+		answer, _ := redisSay(server.Addr(), soon, "EXISTS key")
+		stored.Store(answer)
 		return testbed.Verdict{}
 	})
-	if got := say(text); got != "+OK" || stored != ":1" {
-		t.Errorf("answered %q, and %q before that", got, stored)
+	if got := say(text); got != "+OK" || stored.Load() != ":1" {
+		t.Errorf("answered %q, and %v before that", got, stored.Load())
 	}
 	proxy.Once(set, true, func() testbed.Verdict { return testbed.Verdict{Cut: true} })
 	if got := say(text); strings.HasPrefix(got, "+") {
