@@ -33,6 +33,14 @@ class Collapsible(nn.Module):
             one[range(outputs), range(outputs), size // 2, size // 2] = 1.0
             self.register_buffer("one", one, persistent=False)
 
+    def ignore_brightness(self):
+        """Makes the kernel's entries sum to zero for each input at first. What is learnt are differences; features that begin by
+        measuring brightness are pushed down together and die."""
+        with torch.no_grad():
+            wide = self.wide.view(len(self.wide), self.shape[1], -1)
+            wide -= wide.mean(dim=2, keepdim=True)
+        return self
+
     def kernel(self):
         # Exact also where the rest is computed in 16 bits: the product of two kernels would lose too much.
         with torch.autocast(self.bias.device.type, enabled=False):
@@ -75,9 +83,9 @@ class Enlarge(nn.Module):
     def __init__(self, scale, width=16, blocks=5, ends=(5, 5), expand=256):
         super().__init__()
         self.scale = scale
-        self.first = Collapsible(1, width, ends[0], expand)
+        self.first = Collapsible(1, width, ends[0], expand, gain=8.0).ignore_brightness()
         self.body = nn.ModuleList(Collapsible(width, width, 3, expand, residual=True, gain=0.3) for _ in range(blocks))
-        self.last = Collapsible(width, scale * scale, ends[1], expand, gain=0.02)
+        self.last = Collapsible(width, scale * scale, ends[1], expand, gain=0.0)  # see Clean
         self.radius = ends[0] // 2 + blocks + ends[1] // 2  # of the receptive field, in input pixels
 
     def forward(self, x):
@@ -95,11 +103,12 @@ class Clean(nn.Module):
     the same as a rearrangement into four times the channels and a 3 x 3 convolution after it. The sides must be even.
     """
 
-    def __init__(self, width=48, blocks=8, expand=128):
+    def __init__(self, width=32, blocks=8, expand=128):
         super().__init__()
-        self.first = Collapsible(3, width, 6, expand, stride=2)
+        self.first = Collapsible(3, width, 6, expand, stride=2, gain=8.0).ignore_brightness()
         self.body = nn.ModuleList(Collapsible(width, width, 3, expand, residual=True, gain=0.3) for _ in range(blocks))
-        self.last = Collapsible(width, 12, 3, expand, gain=0.02)
+        # At first nothing is removed. A random answer would be unlearnt by the quickest way there is, features that die.
+        self.last = Collapsible(width, 12, 3, expand, gain=0.0)
         self.radius = 2 * (blocks + 1) + 3
 
     def forward(self, x):

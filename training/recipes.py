@@ -39,10 +39,11 @@ RECIPES = {
     "sr-x2-photo": Recipe("Enlarging", dict(scale=2, **QUALITY), steps=120_000, batch=16, patch=32, rate=5e-4, start="sr-x2-quality", square=1.0, options=dict(drawn=60, photo=True), gpu=WIDER_AMP),
     "sr-x4-photo": Recipe("Enlarging", dict(scale=4, **QUALITY), steps=120_000, batch=16, patch=32, rate=5e-4, start="sr-x4-quality", square=1.0, options=dict(drawn=60, photo=True), gpu=WIDER_AMP),
     "sr-x2-large": Recipe("Enlarging", dict(scale=2, **LARGE), steps=300_000, batch=16, patch=48, rate=5e-4, options=dict(drawn=60), gpu=dict(batch=32, patch=64, amp=True)),
-    # The loss stays absolute: the squares of strong noise would outweigh what clean pictures need, which is to be left alone.
-    "denoise": Recipe("Cleaning", dict(width=48, blocks=8), steps=60_000, batch=8, patch=64, rate=1e-3, square=1.0, options={"from": "for_denoise", "drawn": 60}, gpu=CLEAN),
+    # The loss stays absolute for noise: the squares of strong noise would outweigh what clean pictures need, which is to be left alone.
+    # It is square for JPEG and blur: most of their errors are small, and the net that does nothing is the absolute loss's nearest answer.
+    "denoise": Recipe("Cleaning", dict(width=32, blocks=8), steps=60_000, batch=8, patch=64, rate=1.5e-3, square=1.0, options={"from": "for_denoise", "drawn": 60}, gpu=CLEAN),
     "denoise-quality": Recipe("Cleaning", dict(width=64, blocks=14), steps=150_000, batch=16, patch=64, rate=7e-4, square=1.0, options={"from": "for_denoise", "drawn": 60}, gpu=CLEAN),
-    "restore": Recipe("Cleaning", dict(width=64, blocks=14), steps=100_000, batch=16, patch=64, rate=7e-4, start="denoise-quality", square=1.0, options={"from": "for_restore", "drawn": 60}, gpu=CLEAN),
-    "deblur": Recipe("Cleaning", dict(width=64, blocks=14), steps=100_000, batch=16, patch=64, rate=7e-4, square=1.0, options={"from": "for_deblur", "drawn": 60}, gpu=CLEAN),
+    "restore": Recipe("Cleaning", dict(width=64, blocks=14), steps=100_000, batch=16, patch=64, rate=7e-4, start="denoise-quality", square=0.0, options={"from": "for_restore", "drawn": 60}, gpu=CLEAN),
+    "deblur": Recipe("Cleaning", dict(width=64, blocks=14), steps=100_000, batch=16, patch=64, rate=7e-4, square=0.0, options={"from": "for_deblur", "drawn": 60}, gpu=CLEAN),
     "people": Recipe("Masking", {}, steps=20_000, batch=8, patch=320, rate=1e-3, gpu=dict(batch=32, amp=True)),
 }

@@ -117,7 +117,7 @@ def spoilt_variants(kind, clean, seed):
     if kind == "for_denoise":
         return [degrade.rounded(degrade.add_noise(clean, one(s), noise)) for s in (0, 15, 25, 50)]
     if kind == "for_restore":
-        return [degrade.jpeg(clean, one(q), half_chroma=True) for q in (10, 20, 40, 90)]
+        return [degrade.jpeg(clean, one(q), half_chroma=True) for q in (90, 40, 20, 10)]
     return [degrade.rounded(degrade.blur(clean, degrade.gaussian(one(s), 13))) for s in (0.3, 0.8, 1.2, 1.8)]
 
 

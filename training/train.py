@@ -19,7 +19,7 @@ RUNS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "runs")
 
 
 def learning_rate(recipe, step, progress):
-    warm = min(1.0, (step + 1) / 500)
+    warm = min(1.0, (step + 1) / 100)
     return recipe.rate * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0))))
 
 
