@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -37,7 +38,10 @@ func TestSQLProxySeesEachMoment(t *testing.T) {
 	server := fmt.Sprintf("%s:%d", config.Host, config.Port)
 	proxy := testbed.NewSQLProxy(t, server)
 	far := func() *pgx.Conn { return connect(t, strings.Replace(dsn, server, proxy.Addr(), 1)) }
+	var looking sync.Mutex
 	count := func() int {
+		looking.Lock()
+		defer looking.Unlock()
 		n, err := query(near, soon, "SELECT count(*) FROM things")
 		if err != nil {
 			t.Fatal(err)
