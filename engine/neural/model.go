@@ -369,6 +369,7 @@ func (m *Model) try(ctx context.Context) error {
 	for i := range in.Planes {
 		in.Planes[i] = slices.Repeat([]float32{grey}, trialSide*trialSide)
 	}
+	settle()
 	before := resident()
 	resetPeak()
 	out, err := m.Run(ctx, in, How{Level: 0.1})

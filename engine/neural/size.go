@@ -1,11 +1,6 @@
 package neural
 
-import (
-	"bytes"
-	"math"
-	"os"
-	"strconv"
-)
+import "math"
 
 // shapeMost is how many times longer than the shorter side a whole picture's longer side may be at most.
 const shapeMost = 3
@@ -77,25 +72,4 @@ func triangles(from, to int) []triangle {
 		all[i] = triangle{first, weights}
 	}
 	return all
-}
-
-// resident and peak are the bytes of memory this process has and has had; 0 where the system does not tell.
-func resident() int64 { return statusBytes("VmRSS:") }
-func peak() int64     { return statusBytes("VmHWM:") }
-
-// resetPeak makes peak start anew. A system that does not know how to leaves it as it is.
-func resetPeak() { _ = os.WriteFile("/proc/self/clear_refs", []byte("5"), 0) }
-
-func statusBytes(name string) int64 {
-	text, err := os.ReadFile("/proc/self/status")
-	if err != nil {
-		return 0
-	}
-	for line := range bytes.Lines(text) {
-		if value, ok := bytes.CutPrefix(line, []byte(name)); ok {
-			kilobytes, _ := strconv.ParseInt(string(bytes.TrimSuffix(bytes.TrimSpace(value), []byte(" kB"))), 10, 64)
-			return kilobytes << 10
-		}
-	}
-	return 0
 }
