@@ -37,7 +37,8 @@ func TestMetricsTellWhatHappened(t *testing.T) {
 			return r.get(fallen).Status == job.Succeeded && r.get(silent.ID).Status == job.Succeeded
 		})
 		is("leases lost", m.lost, 1)
-		is("wake-ups repaired", m.repaired, 1)
+		// A sweep may take a wake-up for lost that is on its way to the claim, and send another.
+		testbed.Until(r, 10*time.Second, "wake-ups repaired", func() bool { return testutil.ToFloat64(m.repaired) >= 1 })
 		is("runs that succeeded", ended(endSucceeded), 2)
 		is("runs again", m.again, 1)
 
