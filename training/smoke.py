@@ -15,7 +15,7 @@ import time
 import numpy as np
 import torch
 
-from training import degrade, export, images, nets, recipes, tasks, train
+from training import export, images, nets, recipes, train
 
 SMALL_CLEAN = dict(width=16, blocks=3, expand=64)
 # recipe, steps, fields that differ, margin over doing nothing (dB; per cent of the loss for people)
