@@ -84,7 +84,9 @@ func (d *Dispatcher) enqueue(ctx context.Context, w job.WakeUp, delay time.Durat
 		asynq.TaskID(wakeUpID(w)), asynq.Queue(queueOf(w)), asynq.MaxRetry(100), asynq.Timeout(noDeadline),
 	}
 	if delay > 0 {
-		options = append(options, asynq.ProcessIn(delay))
+		// asynq 0.26 keeps the time in whole seconds and cuts the rest off. A wake-up that comes before its job is due claims nothing, and would be
+		// missing when it is.
+		options = append(options, asynq.ProcessIn(delay+time.Second))
 	}
 	_, err = d.client.EnqueueContext(ctx, asynq.NewTask(taskRun, []byte(w.ID)), options...)
 	if errors.Is(err, asynq.ErrTaskIDConflict) {

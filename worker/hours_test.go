@@ -304,6 +304,25 @@ func TestBackOffDoublesUpToMinutes(t *testing.T) {
 	})
 }
 
+// A try that is due has its own wake-up then: it does not wait for the sweeper to miss one that came too early.
+func TestRetryIsOnTime(t *testing.T) {
+	hours(t, func(b *bubble) {
+		time.Sleep(700 * time.Millisecond) // off the second
+		b.work = func(context.Context, int) error { return errors.New("the disk is on fire") }
+		const poll = 100 * time.Millisecond
+		b.serve(poll, 4)
+		b.by(time.Hour, b.submit(b.submission("copy", "3x2")))
+		begun := b.runs()
+		for i, seconds := range []int{5, 10, 20} {
+			// A second at most for asynq's whole seconds, one for its look at what is due.
+			got, earliest := begun[i+1].Sub(begun[i]), time.Duration(seconds)*time.Second
+			if got < earliest || got > earliest+2*time.Second+5*poll {
+				b.Errorf("try %d came %v after the one before, want %v", i+2, got, earliest)
+			}
+		}
+	})
+}
+
 // F13 and F14 at length: Redis refuses every command for half an hour, then comes back empty. The run under way does not notice, and what was submitted
 // meanwhile runs within seconds.
 func TestHalfAnHourWithoutRedis(t *testing.T) {
