@@ -49,7 +49,6 @@ type Fleet struct {
 	store    *objects
 	apis     []*Node
 	nodes    []*Node
-	key      string
 	secrets  map[string]string // account id -> API key
 	data     string
 

@@ -1,6 +1,7 @@
 package faults
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -140,7 +141,7 @@ func processes() map[int]process {
 			continue
 		}
 		// pid (name) state ppid ...; the name may hold anything
-		open, end := strings.IndexByte(string(text), '('), strings.LastIndexByte(string(text), ')')
+		open, end := bytes.IndexByte(text, '('), bytes.LastIndexByte(text, ')')
 		var p process
 		var state string
 		if _, err := fmt.Sscanf(string(text[end+1:]), " %s %d", &state, &p.parent); err != nil || open < 0 || state == "Z" {

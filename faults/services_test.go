@@ -1,6 +1,7 @@
 package faults_test
 
 import (
+	"maps"
 	"net/http"
 	"strings"
 	"sync/atomic"
@@ -153,9 +154,7 @@ func TestF16DatabaseGone(t *testing.T) {
 			t.Parallel()
 			postgres := testbed.Postgres(t)
 			settings := map[string]string{"ENLARGER_DATABASE": postgres.Database(t)}
-			for name, value := range c.settings {
-				settings[name] = value
-			}
+			maps.Copy(settings, c.settings)
 			f := faults.New(t, 1, settings)
 			first := f.Worker("first").Ready()
 			first.Gate.Shut()

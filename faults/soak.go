@@ -62,7 +62,6 @@ type soak struct {
 	submitted, canceled                               atomic.Int64
 	violations                                        atomic.Int64
 	repaired                                          atomic.Int64
-	over                                              atomic.Bool
 
 	mu      sync.Mutex
 	waiting []lostRun
@@ -86,8 +85,8 @@ func Soak(t T, cfg SoakConfig) SoakReport {
 	postgres := testbed.Postgres(t)
 	f := New(t, soakAPIs, map[string]string{"ENLARGER_DATABASE": postgres.Database(t)})
 	s := &soak{Fleet: f, cfg: cfg, started: time.Now(), random: rand.New(rand.NewPCG(uint64(time.Now().UnixNano()), 1)), answers: map[string]int{}}
-	s.say("settings: all defaults (lease 20s, heartbeat 5s, sweep 5s, retry budget 3), but %s video slots a worker, no neural models, no rate limit and no cap of jobs in flight", soakSlots)
-	s.say("%d API and %d worker processes; %d clients with clips that take 4-9 s, %d with photos, each with one job at a time", soakAPIs, soakWorkers, soakVideoClients, soakPhotoUsers)
+	s.sayf("settings: all defaults (lease 20s, heartbeat 5s, sweep 5s, retry budget 3), but %s video slots a worker, no neural models, no rate limit and no cap of jobs in flight", soakSlots)
+	s.sayf("%d API and %d worker processes; %d clients with clips that take 4-9 s, %d with photos, each with one job at a time", soakAPIs, soakWorkers, soakVideoClients, soakPhotoUsers)
 	for i := range soakWorkers {
 		w := f.Start(fmt.Sprintf("worker%d", i), "worker", "ENLARGER_VIDEO_SLOTS", soakSlots)
 		w.Gate.Sleep(soakEncode)
@@ -111,7 +110,7 @@ func Soak(t T, cfg SoakConfig) SoakReport {
 		s.line()
 	}
 	breakers.Wait()
-	s.say("no more faults; waiting for the clients' last jobs")
+	s.sayf("no more faults; waiting for the clients' last jobs")
 	s.heal()
 	s.supervise()
 	clients.Wait()
@@ -122,14 +121,14 @@ func Soak(t T, cfg SoakConfig) SoakReport {
 	return s.report()
 }
 
-func (s *soak) say(format string, args ...any) {
+func (s *soak) sayf(format string, args ...any) {
 	elapsed := time.Since(s.started).Round(time.Second)
 	fmt.Fprintf(s.cfg.Out, "%8s  %s\n", elapsed, fmt.Sprintf(format, args...))
 }
 
-func (s *soak) violate(format string, args ...any) {
+func (s *soak) violatef(format string, args ...any) {
 	s.violations.Add(1)
-	s.say("VIOLATION: "+format, args...)
+	s.sayf("VIOLATION: "+format, args...)
 }
 
 func pause(ctx context.Context, d time.Duration) {
@@ -193,7 +192,7 @@ func (s *soak) answered(what string) {
 	s.answers[kind]++
 	s.mu.Unlock()
 	if kind == what {
-		s.violate("a client was answered: %s", what)
+		s.violatef("a client was answered: %s", what)
 	}
 }
 
@@ -204,7 +203,7 @@ func (s *soak) cancelIt(id string, api int) {
 		s.canceled.Add(1)
 	case 0, http.StatusConflict, http.StatusServiceUnavailable: // the process was killed, the job has ended, or the database was cut off
 	default:
-		s.violate("cancel %s: %d %v", id, status, answer)
+		s.violatef("cancel %s: %d %v", id, status, answer)
 	}
 }
 
@@ -257,7 +256,7 @@ func (s *soak) supervise() {
 	for _, n := range slices.Concat(s.workers, s.apis) {
 		if n.busy.TryLock() {
 			if !n.Running() {
-				s.say("%s had ended: %s", n.Name, strings.TrimSpace(n.Log()))
+				s.sayf("%s had ended: %s", n.Name, strings.TrimSpace(n.Log()))
 				n.Kill()
 				s.revive(n)
 			}
@@ -433,10 +432,10 @@ func (s *soak) audits(ctx context.Context) {
 		}
 		found, err := s.Jobs.Audit(ctx)
 		if err != nil && !db.Unavailable(err) && ctx.Err() == nil {
-			s.violate("audit: %v", err)
+			s.violatef("audit: %v", err)
 		}
 		for _, v := range found {
-			s.violate("audit: %s: %s %s", v.Rule, v.Row, v.Detail)
+			s.violatef("audit: %s: %s %s", v.Rule, v.Row, v.Detail)
 		}
 	}
 }
@@ -473,7 +472,7 @@ func (s *soak) percentiles() (n int, p50, p99, most time.Duration) {
 func (s *soak) line() {
 	n, p50, p99, most := s.percentiles()
 	counts, _ := s.Jobs.Active(s.Context())
-	s.say("jobs %d (in flight %d+%d)  kills %d (API %d)  freezes %d  cuts %d  flushes %d  Redis frozen %d  run again %d: p50 %v p99 %v max %v  violations %d",
+	s.sayf("jobs %d (in flight %d+%d)  kills %d (API %d)  freezes %d  cuts %d  flushes %d  Redis frozen %d  run again %d: p50 %v p99 %v max %v  violations %d",
 		s.submitted.Load(), counts.Queued, counts.Processing, s.kills.Load(), s.killedAPIs.Load(), s.freezes.Load(), s.cuts.Load(), s.flushes.Load(), s.stalls.Load(),
 		n, p50, p99, most, s.violations.Load())
 }
@@ -487,7 +486,7 @@ func (s *soak) drain() {
 			break
 		}
 		if time.Now().After(deadline) {
-			s.violate("%d queued and %d processing %v after the last fault", counts.Queued, counts.Processing, soakDrain)
+			s.violatef("%d queued and %d processing %v after the last fault", counts.Queued, counts.Processing, soakDrain)
 			break
 		}
 		pause(s.Context(), 200*time.Millisecond)
@@ -498,14 +497,14 @@ func (s *soak) drain() {
 func (s *soak) look() {
 	var jobs int64
 	if err := s.DB.QueryRowContext(s.Context(), `SELECT COUNT(*) FROM jobs`).Scan(&jobs); err != nil || jobs != s.submitted.Load() {
-		s.violate("%d jobs of %d keys, %v", jobs, s.submitted.Load(), err)
+		s.violatef("%d jobs of %d keys, %v", jobs, s.submitted.Load(), err)
 	}
-	s.say("looking at every job, every result, every file")
+	s.sayf("looking at every job, every result, every file")
 	before := s.violations.Load()
 	s.T = &complaints{T: s.T, soak: s}
 	s.End()
 	if s.violations.Load() == before {
-		s.say("every job has one end, the books are clean, every result is whole, nothing is left behind")
+		s.sayf("every job has one end, the books are clean, every result is whole, nothing is left behind")
 	}
 	for _, n := range slices.Concat(s.workers, s.apis) {
 		s.harvest(n)
@@ -518,7 +517,7 @@ type complaints struct {
 	soak *soak
 }
 
-func (c *complaints) Errorf(format string, args ...any) { c.soak.violate(format, args...) }
+func (c *complaints) Errorf(format string, args ...any) { c.soak.violatef(format, args...) }
 
 // report says what there was.
 func (s *soak) report() SoakReport {
@@ -527,7 +526,7 @@ func (s *soak) report() SoakReport {
 	rows, err := s.DB.QueryContext(s.Context(), `SELECT status, COUNT(*), CAST(SUM(CASE WHEN fence > 1 THEN fence - 1 ELSE 0 END) AS BIGINT),
 		CAST(SUM(dispatch - 1 - failures) AS BIGINT) FROM jobs GROUP BY status`)
 	if err != nil {
-		s.violate("report: %v", err)
+		s.violatef("report: %v", err)
 		return SoakReport{s.kills.Load(), s.violations.Load()}
 	}
 	defer rows.Close()
@@ -535,7 +534,7 @@ func (s *soak) report() SoakReport {
 		var status string
 		var count, runs, again int64
 		if err := rows.Scan(&status, &count, &runs, &again); err != nil {
-			s.violate("report: %v", err)
+			s.violatef("report: %v", err)
 		}
 		ends[status] = count
 		repeated += runs

@@ -47,7 +47,10 @@ func NewHTTPProxy(t T, target string) *HTTPProxy {
 	p := &HTTPProxy{url: "http://" + listener.Addr().String()}
 	transport := &http.Transport{MaxIdleConnsPerHost: 16, DisableCompression: true}
 	pass := &httputil.ReverseProxy{
-		Director:  func(r *http.Request) { r.URL.Scheme, r.URL.Host = to.Scheme, to.Host },
+		Rewrite: func(r *httputil.ProxyRequest) {
+			r.Out.URL.Scheme, r.Out.URL.Host = to.Scheme, to.Host
+			r.Out.Host = r.In.Host
+		},
 		Transport: transport,
 		ErrorLog:  log.New(io.Discard, "", 0),
 	}
