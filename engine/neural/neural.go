@@ -142,8 +142,8 @@ func openEnvironment(library string) error {
 		return nil // a second library would be a second environment, which there cannot be
 	}
 	ort.SetSharedLibraryPath(library)
-	// Its warnings are about graphs, for those who make them; what fails comes back as an error.
-	if err := ort.InitializeEnvironment(ort.WithLogLevelError()); err != nil {
+	// Its warnings are about graphs, for those who make them; what fails, or is cancelled, comes back as an error and need not be logged.
+	if err := ort.InitializeEnvironment(ort.WithLogLevelFatal()); err != nil {
 		return fmt.Errorf("load ONNX Runtime from %s: %w", library, err)
 	}
 	environment.library = library
