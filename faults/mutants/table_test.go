@@ -96,6 +96,7 @@ func runs() []mutant {
 		{"a finish before the result is stored", run, "run.steps", `{"store", r.store}, {"finish", r.finish}`, `{"finish", r.finish}, {"store", r.store}`, "worker", in("TestJobIsCarriedToItsResult")},
 		{"a result that nobody measures", run, "run.process", "r.result.Width != r.plan.Width", "false", "worker", in("TestFailuresRefundAndLeaveNothing")},
 		{"a sweeper that believes every wake-up is there", sweep, "Sweeper.waitingJobs", "s.look(ctx, w)", `w.ID == "", error(nil)`, "worker", in("TestFlushedRedisLosesNothing")},
+		{"a retry whose wake-up comes too early", "worker/dispatch.go", "Dispatcher.enqueue", "delay+time.Second", "delay", "worker", in("TestRetryIsOnTime")},
 		{"an orphan that is somebody's result", sweep, "Sweeper.orphansUnder", "if named {", "if named && ctx.Err() != nil {", "worker", orphans},
 	}
 }
