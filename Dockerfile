@@ -2,11 +2,11 @@
 
 # The neural runtime: ONNX Runtime as its npm package carries it for Linux on x64 and arm64, held against its checksum.
 FROM debian:12-slim AS onnxruntime
-ARG TARGETARCH=amd64
+ARG TARGETARCH
 ARG npm_config_registry=
 RUN apt-get update && apt-get install -y --no-install-recommends ca-certificates curl && rm -rf /var/lib/apt/lists/*
 COPY scripts/onnxruntime.sh /
-RUN /onnxruntime.sh /lib-onnxruntime "${TARGETARCH}"
+RUN /onnxruntime.sh /lib-onnxruntime "${TARGETARCH:-}"
 
 FROM golang:1.26-bookworm AS build
 WORKDIR /src
