@@ -42,11 +42,20 @@ func (d *collaborative) margin() int {
 	return (reach + unit - 1) / unit * unit
 }
 
-// white fills the noise of one plane with white noise of the given variance, coarse times it for the coefficients of long waves.
+// white fills the noise of one plane with white noise of the given variance.
 func (d *collaborative) white(plane int, variance float32) {
 	for k := range blockArea {
 		s := dctScale(k%blockSide) * dctScale(k/blockSide)
 		d.noise[plane][k] = variance * s * s
+	}
+}
+
+// coarsen makes the noise of the first plane weaker, by the factor part, where waves are shorter than four pixels.
+func (d *collaborative) coarsen(part float32) {
+	for k := range blockArea {
+		if max(k%blockSide, k/blockSide) >= blockSide/2 {
+			d.noise[0][k] *= part * part
+		}
 	}
 }
 
@@ -58,7 +67,7 @@ func dctScale(k int) float32 {
 	return float32(4 * math.Cos(float64(k)*math.Pi/16))
 }
 
-// span1 is a range of positions, from from to before to.
+// extent is a range of positions, from from to before to.
 type extent struct{ from, to int }
 
 func (e extent) grown(by int, within extent) extent {

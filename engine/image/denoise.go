@@ -75,6 +75,9 @@ func (o Options) denoising(source *picture, noise noiseModel) prepared {
 		}}}
 	}
 	facts["method"] = "bm3d"
+	if noise.fine < 1 {
+		facts["noise_fine"] = hundredths(noise.fine)
+	}
 	d := newDenoiser(source.raster, noise)
 	return prepared{facts: facts, filter: d.filter()}
 }
@@ -122,6 +125,9 @@ func newDenoiser(source *raster, noise noiseModel) *denoiser {
 			deviation = max(noise.luma, least)
 		}
 		d.white(c, deviation*deviation)
+	}
+	if noise.fine > 0 && noise.fine < 1 {
+		d.coarsen(noise.fine)
 	}
 	d.similar = similarUpTo(noise.luma, source.grey)
 	d.lifted = liftedBy(noise, source.grey)

@@ -1,7 +1,9 @@
 package image
 
 import (
+	"bytes"
 	"image"
+	"image/jpeg"
 	"math"
 	"math/rand/v2"
 	"testing"
@@ -144,5 +146,22 @@ func TestBlockTransformsAreInverse(t *testing.T) {
 		if math.Abs(float64(v/64-was[i])) > 1e-5 {
 			t.Fatalf("sample %d is %f, want %f", i, v/64, was[i])
 		}
+	}
+}
+
+// TestNoiseBehindJPEG is the usual case of a phone's photo at night: noise first, then coding that drops the finest grain.
+func TestNoiseBehindJPEG(t *testing.T) {
+	t.Parallel()
+	clean := scene(360, 300)
+	coded := jpegBytes(t, grainy(clean, 8, 14), 88)
+	bad, err := jpeg.Decode(bytes.NewReader(coded))
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, got := job{tool: "denoise", format: "png"}.must(t, coded)
+	before, after := psnr(t, clean, bad), psnr(t, clean, got)
+	t.Logf("%.2f dB -> %.2f dB, %v", before, after, out.Facts)
+	if after < before+2 {
+		t.Errorf("%.2f dB became %.2f dB, %v", before, after, out.Facts)
 	}
 }

@@ -11,6 +11,9 @@ type noiseModel struct {
 	// luma is the standard deviation of the noise along opponent's first axis, or of the one plane of a grey picture; chroma that along
 	// the other two. Equal white noise in all colours makes them equal.
 	luma, chroma float32
+	// fine is how much of the luma's deviation is left in the finest grain: 1 for white noise, less after JPEG coding, which keeps coarse
+	// grain and drops fine.
+	fine float32
 	// clipped says for black and white that noise was cut off there.
 	clipped [2]bool
 }
@@ -172,8 +175,8 @@ func rotate(m *[noiseDims][noiseDims]float64, p, q int) {
 
 // noiseSample is what the windows of a picture add up to.
 type noiseSample struct {
-	// axes has the covariances of the opponent axes at full size and, for the first, at half of it.
-	axes [3][2]textured
+	// axes has the covariances of the opponent axes at full size and, for the first, at a half and a quarter of it.
+	axes [3][3]textured
 	// cut are those of the axes at full size where more of a patch is clipped.
 	cut      [3]textured
 	clipping clipping
@@ -255,7 +258,11 @@ func (s *noiseSample) window(p *patch, grey bool) {
 	for c, axis := range opponentPlanes(p, grey) {
 		gather(axis, clipped, p.width, p.height, step, &s.axes[c][0], &s.cut[c])
 		if c == 0 {
-			gather(halved(axis, p.width, p.height), halved(clipped, p.width, p.height), p.width/2, p.height/2, 1, &s.axes[c][1], nil)
+			mask, w, h := clipped, p.width, p.height
+			for size := 1; size < 3; size++ {
+				axis, mask, w, h = halved(axis, w, h), halved(mask, w, h), w/2, h/2
+				gather(axis, mask, w, h, 1, &s.axes[c][size], nil)
+			}
 		}
 	}
 }
@@ -379,10 +386,18 @@ func (s *noiseSample) model(grey bool) noiseModel {
 	}
 	luma, chroma := full[0], math.Sqrt((full[1]*full[1]+full[2]*full[2])/2)
 	coarse := 1.0
-	if half := s.axes[0][1].deviation(); half > 0 && luma > 0 {
+	half, quarter := s.axes[0][1].deviation(), s.axes[0][2].deviation()
+	if half > 0 && luma > 0 {
 		coarse = half / luma
 	}
-	m.luma, m.chroma = float32(believable(luma, chroma, coarse, grey)), float32(chroma)
+	m.luma, m.chroma, m.fine = float32(believable(luma, chroma, coarse, grey)), float32(chroma), 1
+	// Noise that went through JPEG is as strong at a quarter of the size as at a half, and weaker at full size; what a photo shows is
+	// several times as strong at a quarter. JPEG takes the noise of colours away altogether. Below so many codes it may be a clean photo's grain.
+	const grain, level = 3.2 / 255, 1.4
+	if half > grain && quarter > half/level && quarter < half*level && float64(m.luma) < 0.8*half && chroma < 0.4*half {
+		m.fine = float32(max(luma/half, 0.3))
+		m.luma = float32(half)
+	}
 	m.clipped = s.clipping.found(math.Sqrt((float64(m.luma*m.luma) + 2*chroma*chroma) / 3))
 	if grey {
 		m.chroma = 0

@@ -87,8 +87,11 @@ func (o Options) restoring(ctx context.Context, source *picture, path string) (*
 	artefacts := o.artefacts(source, path, r)
 	r.facts["noise"] = hundredths(max(noise.luma, noise.chroma) * 255)
 	total := noise
-	total.luma, total.chroma = max(noise.luma, artefacts.luma), max(noise.chroma, artefacts.chroma)
 	noisy := max(noise.luma, noise.chroma)*255 >= noiseLeast
+	if artefacts.luma > 0 {
+		// Of noise, coarse coding leaves less than it makes itself; and what is found may be its traces.
+		total, noisy = artefacts, false
+	}
 	if noisy {
 		r.steps = append(r.steps, "noise")
 	}
