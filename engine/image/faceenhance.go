@@ -183,12 +183,9 @@ func (a *faceArea) restore(ctx context.Context, j faceJob, f face, model *neural
 	if err != nil {
 		return overlay{}, err
 	}
-	if model != nil {
-		err = large.throughModel(ctx, model)
-	} else {
-		err = large.detail(ctx, j.scale, softness)
-	}
-	if err != nil {
+	if model == nil {
+		large.detail(j.scale, softness)
+	} else if err := large.throughModel(ctx, model); err != nil {
 		return overlay{}, err
 	}
 	out.planes = large.within(clean.margin*j.scale, out.width, out.height)
@@ -259,14 +256,14 @@ func (c *faceCrop) enlarged(ctx context.Context, j faceJob) (*faceCrop, error) {
 		v := uint64(code16(c.planes[0][i]))<<48 | uint64(code16(c.planes[1][i]))<<32 | uint64(code16(c.planes[2][i]))<<16 | 0xFFFF
 		binary.BigEndian.PutUint64(small.pix[8*i:], v)
 	}
-	large := &raster{width: c.width * j.scale, height: c.height * j.scale, deep: true, pix: make([]byte, 8*len(c.planes[0])*j.scale*j.scale)}
-	if err := j.enlarge(ctx, small, 0, large.pix, true); err != nil {
+	out := &faceCrop{width: c.width * j.scale, height: c.height * j.scale, margin: c.margin * j.scale, grey: c.grey}
+	pixels := make([]byte, 8*out.width*out.height)
+	if err := j.enlarge(ctx, small, 0, pixels, true); err != nil {
 		return nil, err
 	}
-	out := &faceCrop{width: large.width, height: large.height, margin: c.margin * j.scale, grey: c.grey}
 	for i := range out.planes {
-		out.planes[i] = make([]float32, large.width*large.height)
-		unpack(out.planes[i], large.pix, i, true)
+		out.planes[i] = make([]float32, out.width*out.height)
+		unpack(out.planes[i], pixels, i, true)
 	}
 	return out, nil
 }
@@ -326,11 +323,11 @@ func (c canvas) smooth(v []float32, sigma float64) []float32 {
 }
 
 // detail gives the features of a soft face back what blur took, in two bands of its luma, and no more than a bounded amount at any pixel.
-func (c *faceCrop) detail(_ context.Context, scale int, softness float64) error {
+func (c *faceCrop) detail(scale int, softness float64) {
 	// The gains at full softness: the least squares fit to 25 faces made half as large.
 	const fine, coarse, most = 0.5, 0.1, 0.08
 	if softness == 0 {
-		return nil
+		return
 	}
 	plane := canvas{c.width, c.height}
 	bright := c.luma()
@@ -342,7 +339,6 @@ func (c *faceCrop) detail(_ context.Context, scale int, softness float64) error 
 			c.planes[k][i] = min(max(c.planes[k][i]+d, 0), 1)
 		}
 	}
-	return nil
 }
 
 // throughModel has a model for faces restore the crop.

@@ -36,7 +36,7 @@ type face struct {
 }
 
 // roll is the angle in radians by which the face is turned clockwise, as its eyes say.
-func (f face) roll() float64 {
+func (f *face) roll() float64 {
 	return math.Atan2(f.eyes[1].y-f.eyes[0].y, f.eyes[1].x-f.eyes[0].x)
 }
 
@@ -232,7 +232,7 @@ func together(windows []pigo.Detection) []face {
 		rest := windows[:0]
 		for _, w := range windows {
 			s := squareOf(w)
-			if s.overlap(best) <= overlap {
+			if s.overlap(&best) <= overlap {
 				rest = append(rest, w)
 				continue
 			}
@@ -251,7 +251,7 @@ func squareOf(d pigo.Detection) face {
 }
 
 // overlap is the intersection of two squares over their union.
-func (f face) overlap(g face) float64 {
+func (f *face) overlap(g *face) float64 {
 	wide := min(f.x+f.size/2, g.x+g.size/2) - max(f.x-f.size/2, g.x-g.size/2)
 	high := min(f.y+f.size/2, g.y+g.size/2) - max(f.y-f.size/2, g.y-g.size/2)
 	if wide <= 0 || high <= 0 {

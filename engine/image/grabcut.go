@@ -3,6 +3,7 @@ package image
 import (
 	"context"
 	"math"
+	"slices"
 )
 
 // lab is a picture in CIE L*a*b* (D65), three samples a pixel: distances in it are about what the eye sees, 2.3 being just seen.
@@ -56,99 +57,102 @@ type colourPart struct {
 	offset  float64
 }
 
-// fit learns the model of the pixels with weights above 0, by parts rounds of splitting the widest part and assigning again.
-func (m *colourModel) fit(l lab, weight []float32) {
-	type sums struct {
-		n      float64
-		v      [3]float64
-		square [3][3]float64
+// colourSums add up the colours of a part.
+type colourSums struct {
+	n      float64
+	v      [3]float64
+	square [3][3]float64
+}
+
+func (s *colourSums) add(w float64, c [3]float32) {
+	s.n += w
+	for a := range 3 {
+		s.v[a] += w * float64(c[a])
+		for b := range 3 {
+			s.square[a][b] += w * float64(c[a]) * float64(c[b])
+		}
 	}
+}
+
+func (s *colourSums) mean() [3]float64 { return [3]float64{s.v[0] / s.n, s.v[1] / s.n, s.v[2] / s.n} }
+
+func (s *colourSums) covariance() (c [3][3]float64) {
+	m := s.mean()
+	for a := range 3 {
+		for b := range 3 {
+			c[a][b] = s.square[a][b]/s.n - m[a]*m[b]
+		}
+	}
+	return c
+}
+
+// gatherColours adds every pixel with a weight above 0 to the part of the nearest centre. Parts without any are left out.
+func gatherColours(l lab, weight []float32, centres [][3]float64) []colourSums {
 	// Few pixels say as much about colours as all.
 	step := max(1, len(l.pix)/30000)
-	var centres [][3]float64
-	assign := func() []sums {
-		all := make([]sums, len(centres))
-		for i := 0; i < len(l.pix); i += step {
-			w := float64(weight[i])
-			if w <= 0 {
-				continue
-			}
-			c := l.pix[i]
-			best, least := 0, math.Inf(1)
-			for k, centre := range centres {
-				x, y, z := float64(c[0])-centre[0], float64(c[1])-centre[1], float64(c[2])-centre[2]
-				if d := x*x + y*y + z*z; d < least {
-					best, least = k, d
-				}
-			}
-			s := &all[best]
-			s.n += w
-			for a := range 3 {
-				s.v[a] += w * float64(c[a])
-				for b := range 3 {
-					s.square[a][b] += w * float64(c[a]) * float64(c[b])
-				}
+	all := make([]colourSums, len(centres))
+	for i := 0; i < len(l.pix); i += step {
+		if weight[i] <= 0 {
+			continue
+		}
+		c := l.pix[i]
+		best, least := 0, math.Inf(1)
+		for k, centre := range centres {
+			x, y, z := float64(c[0])-centre[0], float64(c[1])-centre[1], float64(c[2])-centre[2]
+			if d := x*x + y*y + z*z; d < least {
+				best, least = k, d
 			}
 		}
-		return all
+		all[best].add(float64(weight[i]), c)
 	}
-	covariance := func(s sums) (c [3][3]float64) {
-		for a := range 3 {
-			for b := range 3 {
-				c[a][b] = s.square[a][b]/s.n - s.v[a]/s.n*s.v[b]/s.n
-			}
-		}
-		return c
+	return slices.DeleteFunc(all, func(s colourSums) bool { return s.n == 0 })
+}
+
+// fit learns the model of the pixels with weights above 0, by rounds of splitting the widest part and assigning again.
+func (m *colourModel) fit(l lab, weight []float32) {
+	all := gatherColours(l, weight, [][3]float64{{50, 0, 0}})
+	total := 0.0
+	for i := range all {
+		total += all[i].n
 	}
-	centres = [][3]float64{{50, 0, 0}}
-	all := assign()
+	if total == 0 {
+		return
+	}
 	for round := range 3 * colourParts {
-		centres = centres[:0]
-		total := 0.0
-		for _, s := range all {
-			if s.n > 0 {
-				centres = append(centres, [3]float64{s.v[0] / s.n, s.v[1] / s.n, s.v[2] / s.n})
-				total += s.n
-			}
-		}
-		if total == 0 {
-			return
+		var centres [][3]float64
+		for i := range all {
+			centres = append(centres, all[i].mean())
 		}
 		if round%2 == 0 && len(centres) < colourParts {
-			widest, spread, axis := -1, 1.0, 0
-			at := 0
-			for _, s := range all {
-				if s.n == 0 {
-					continue
-				}
-				c := covariance(s)
-				for a := range 3 {
-					if v := c[a][a] * s.n / total; v > spread {
-						widest, spread, axis = at, v, a
-					}
-				}
-				at++
-			}
-			if widest >= 0 {
-				other := centres[widest]
-				shift := math.Sqrt(spread) / 2
-				centres[widest][axis] -= shift
-				other[axis] += shift
-				centres = append(centres, other)
-			}
+			centres = splitWidest(all, centres, total)
 		}
-		all = assign()
+		all = gatherColours(l, weight, centres)
 	}
 	m.parts = m.parts[:0]
-	total := 0.0
-	for _, s := range all {
-		total += s.n
+	for i := range all {
+		m.parts = append(m.parts, newColourPart(all[i].n/total, all[i].mean(), all[i].covariance()))
 	}
-	for _, s := range all {
-		if s.n > 0 {
-			m.parts = append(m.parts, newColourPart(s.n/total, [3]float64{s.v[0] / s.n, s.v[1] / s.n, s.v[2] / s.n}, covariance(s)))
+}
+
+// splitWidest puts a second centre beside that of the part that spreads most, along the channel in which it does.
+func splitWidest(all []colourSums, centres [][3]float64, total float64) [][3]float64 {
+	widest, spread, axis := -1, 1.0, 0
+	for i := range all {
+		c := all[i].covariance()
+		for a := range 3 {
+			if v := c[a][a] * all[i].n / total; v > spread {
+				widest, spread, axis = i, v, a
+			}
 		}
 	}
+	if widest < 0 {
+		return centres
+	}
+	other := centres[widest]
+	shift := math.Sqrt(spread) / 2
+	centres[widest][axis] -= shift
+	other[axis] += shift
+	return append(centres, other)
 }
 
 // newColourPart prepares one Gaussian. No part is narrower than noise and coding make colours anyway: 2 units each way.

@@ -65,6 +65,7 @@ func Tools(o Options) []engine.Tool {
 		removeBgTool(o),
 		restoreTool(o),
 		cartoonizeTool(o),
+		passportTool(o),
 		customTool(o),
 	}
 }

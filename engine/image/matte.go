@@ -2,6 +2,7 @@ package image
 
 import (
 	"context"
+	"slices"
 
 	"enlarger/engine/neural"
 )
@@ -30,6 +31,11 @@ const matteMemory = matteLong * matteLong * 4 * 40
 
 // matteOf finds the subject of a picture, by a model where there is one.
 func (o Options) matteOf(ctx context.Context, source *raster) (*matte, error) {
+	return o.matteAround(ctx, source, nil)
+}
+
+// matteAround is matteOf for a picture whose faces are known; when nil, they are looked for.
+func (o Options) matteAround(ctx context.Context, source *raster, known []face) (*matte, error) {
 	medium, err := source.reduced(ctx, matteLong)
 	if err != nil {
 		return nil, err
@@ -41,26 +47,30 @@ func (o Options) matteOf(ctx context.Context, source *raster) (*matte, error) {
 			return nil, err
 		}
 		m.subject = subject{inside: inside, method: model.Name(), confidence: decided(inside)}
-	} else if err := m.cutOut(ctx, o, source, medium); err != nil {
+	} else if err := m.cutOut(ctx, o, source, medium, known); err != nil {
 		return nil, err
 	}
-	m.subject.width, m.subject.height = medium.width, medium.height
+	m.width, m.height = medium.width, medium.height
 	m.refine(medium)
 	return m, nil
 }
 
 // cutOut finds the subject by classical means, at a size at which a cut is quick.
-func (m *matte) cutOut(ctx context.Context, o Options, source *raster, medium *patch) error {
-	faces, err := o.faces.findIn(ctx, medium)
-	if err != nil {
-		return err
-	}
+func (m *matte) cutOut(ctx context.Context, o Options, source *raster, medium *patch, known []face) error {
 	small, err := source.reduced(ctx, subjectLong)
 	if err != nil {
 		return err
 	}
+	width, height := source.width, source.height // of the picture that the faces are in
+	faces := slices.Clone(known)
+	if faces == nil {
+		if faces, err = o.faces.findIn(ctx, medium); err != nil {
+			return err
+		}
+		width, height = medium.width, medium.height
+	}
 	for i := range faces {
-		faces[i].scale(float64(small.width)/float64(medium.width), float64(small.height)/float64(medium.height))
+		faces[i].scale(float64(small.width)/float64(width), float64(small.height)/float64(height))
 	}
 	s, err := subjectIn(ctx, small, faces)
 	if err != nil {
