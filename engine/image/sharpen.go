@@ -98,8 +98,9 @@ const (
 	deconvolutionRadiusMost = 16
 	// deconvolutionBytes is what sharpening takes beside a patch in bytes for a pixel.
 	deconvolutionBytes = 4 * 14
-	// overshoot is how far a sharpened sample may leave the range of the 5x5 around it, as a part of that range.
-	overshoot = 0.25
+	// A sharpened sample may leave the range of the 5x5 around it by overshoot of that range, and by no more than haloMost and haloPart of
+	// it: fine texture may gain contrast, strong edges hardly get a rim.
+	overshoot, haloMost, haloPart = 0.4, 0.05, 0.05
 )
 
 func newDeconvolution(blur float64, noise noiseModel, grey bool) *deconvolution {
@@ -218,7 +219,8 @@ func (s sharpPlane) restrain(plane, sharp []float32, width, height int) {
 	noise := max(s.noise, belief)
 	least, half := 1.6*noise*noise, 3*noise*noise
 	for i, v := range plane {
-		room := overshoot * (high[i] - low[i])
+		across := high[i] - low[i]
+		room := min(overshoot*across, haloMost+haloPart*across)
 		held := min(max(sharp[i], low[i]-room), high[i]+room)
 		variance := max((square[i]-mean[i]*mean[i])*(samples/(samples-1.0))-least, 0)
 		sharp[i] = (held - v) * variance / (variance + half)
