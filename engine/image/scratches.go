@@ -21,10 +21,10 @@ type scratches struct {
 // Limits that keep a photo's own lines and specks: a scratch is long, thin, straight, and brighter or darker than nearly all of the picture.
 const (
 	scratchPixels     = 1_500_000 // of the reduced picture
-	scratchContrast   = 0.12
+	scratchContrast   = 0.14
 	scratchSide       = 4    // how far beside a line it is compared, in pixels
-	scratchLength     = 0.08 // of the longer side
-	scratchWidthMost  = 5
+	scratchLength     = 0.25 // of the longer side
+	scratchWidthMost  = 4
 	dustContrast      = 0.2
 	dustAreaMost      = 40
 	scratchShareMost  = 0.02 // of the picture
@@ -41,7 +41,9 @@ func findScratches(bright []float32, width, height int) *scratches {
 		return nil
 	}
 	sorted := slices.Clone(bright)
-	low, high := percentiles(sorted, 0.12, 0.88)
+	const extreme = 0.03 // the part of a picture that is lighter, or darker, than what a scratch may be
+	low, high := percentiles(sorted, extreme, 1-extreme)
+	low, high = min(low, 0.2), max(high, 0.75)
 	s := &scratches{width: width, height: height, mask: make([]bool, width*height)}
 	area := 0
 	for _, lighter := range []bool{true, false} {
@@ -65,7 +67,8 @@ func findScratches(bright []float32, width, height int) *scratches {
 		}
 	}
 	s.share = float64(area) / float64(width*height)
-	if s.lines+s.spots == 0 || s.lines+s.spots > scratchesMost || s.share > scratchShareMost {
+	const fewestSpots = 3 // a single speck may be a star or a lamp
+	if (s.lines == 0 && s.spots < fewestSpots) || s.lines+s.spots > scratchesMost || s.share > scratchShareMost {
 		return nil
 	}
 	s.dilate()
