@@ -82,7 +82,7 @@ func (o Options) portrait(ctx context.Context, source *picture, task engine.Task
 		return engine.Output{}, err
 	}
 	done.reach(0.5)
-	cut, m, err := o.cutPortrait(ctx, source, task.Input, f, u)
+	cut, m, err := o.cutPortrait(ctx, source, task, f, u)
 	if err != nil {
 		return engine.Output{}, err
 	}
@@ -109,8 +109,37 @@ func (o Options) portrait(ctx context.Context, source *picture, task engine.Task
 	return result, nil
 }
 
-// cutPortrait takes the background out of an upright portrait. Who is the person is found in a wider view.
-func (o Options) cutPortrait(ctx context.Context, source *picture, input string, f face, u *upright) (*patch, *matte, error) {
+// cutPortrait takes the background out of an upright portrait. Who is the person is found in the whole source where the head is a good part
+// of it, which shows most of the background, and else in a wider view of the portrait.
+func (o Options) cutPortrait(ctx context.Context, source *picture, task engine.Task, f face, u *upright) (*patch, *matte, error) {
+	const goodPart = 0.03
+	if f.eyes[1].x-f.eyes[0].x < goodPart*float64(max(source.width, source.height)) {
+		return o.cutWide(ctx, source, task.Input, f, u)
+	}
+	m, err := o.matteAround(ctx, source.raster, []face{f})
+	if err != nil {
+		return nil, nil, err
+	}
+	without, err := newRaster(task.Scratch, source.width, source.height, false, source.file != nil)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer without.Close()
+	without.alpha, without.grey = true, source.grey
+	err = filterBands(ctx, source.raster, filter{apply: m.cut}, false, func(y int, band []byte) error { return without.write(y, band) })
+	if err != nil {
+		return nil, nil, err
+	}
+	turned, err := o.uprightOf(ctx, &picture{raster: without, header: source.header}, task.Input, f, portraitView())
+	if err != nil {
+		return nil, nil, err
+	}
+	cut, err := patchOf(turned.raster, 0, 0, turned.width, turned.height)
+	return cut, m, err
+}
+
+// cutWide is cutPortrait by a wider view.
+func (o Options) cutWide(ctx context.Context, source *picture, input string, f face, u *upright) (*patch, *matte, error) {
 	wide, err := o.uprightOf(ctx, source, input, f, wideView())
 	if err != nil {
 		return nil, nil, err

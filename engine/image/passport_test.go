@@ -88,7 +88,7 @@ func TestPassportPhoto(t *testing.T) {
 	t.Parallel()
 	portrait := decodeFile(t, astronaut)
 	for name, img := range map[string]image.Image{
-		"tilted": imaging.Rotate(portrait, 9, color.Gray{200}), "large": imaging.Resize(portrait, 1400, 1400, imaging.Linear),
+		"tilted": imaging.Rotate(portrait, 9, color.Gray{200}), "large": imaging.Resize(portrait, 1600, 1600, imaging.Linear),
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
