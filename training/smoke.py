@@ -22,10 +22,10 @@ SMALL_CLEAN = dict(width=16, blocks=3, expand=64)
 CASES = [
     ("sr-x2-fast", 400, dict(batch=8, rate=2e-3), 0.8),
     ("sr-x4-fast", 400, dict(batch=8, rate=2e-3, start=""), 0.5),
-    ("sr-x2-photo", 500, dict(batch=8, net=dict(scale=2, **recipes.FAST), rate=2e-3, start=""), 0.4),
+    ("sr-x2-photo", 500, dict(batch=8, net=dict(scale=2, **recipes.FAST), rate=2e-3, start=""), 0.5),
     ("denoise", 250, dict(batch=8, patch=48, net=SMALL_CLEAN, rate=2e-3), 1.5),
     ("restore", 500, dict(batch=8, patch=48, net=SMALL_CLEAN, rate=2e-3, start=""), 0.1),
-    ("deblur", 300, dict(batch=8, patch=48, net=SMALL_CLEAN, rate=2e-3), 0.2),
+    ("deblur", 300, dict(batch=8, patch=48, net=SMALL_CLEAN, rate=2e-3), 0.5),
     ("people", 80, dict(batch=4, patch=96), 12.0),
 ]
 
