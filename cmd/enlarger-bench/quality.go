@@ -266,17 +266,9 @@ func (m *measuring) trial(ctx context.Context, t trial) (*result, []strip, error
 		if err := ctx.Err(); err != nil {
 			return nil, nil, err
 		}
-		original, err := readPicture(path)
+		original, err := m.original(t, path)
 		if err != nil {
 			return nil, nil, err
-		}
-		if m.quick {
-			original = original.crop(0, 0, min(original.width, 192)/8*8, min(original.height, 192)/8*8)
-		}
-		if t.tool == "upscale" {
-			if original, err = readPicture(path); err != nil {
-				return nil, nil, err
-			}
 		}
 		content, err := t.spoil(path, original, i)
 		if err != nil {
@@ -312,6 +304,16 @@ func (m *measuring) trial(ctx context.Context, t trial) (*result, []strip, error
 	}
 	r.seconds /= float64(pixels) / 1e6
 	return r, strips, nil
+}
+
+// original reads one, of which a quick run takes a corner. What was made smaller beforehand cannot be cut.
+func (m *measuring) original(t trial, path string) (*picture, error) {
+	p, err := readPicture(path)
+	if err != nil || !m.quick || t.tool == "upscale" {
+		return p, err
+	}
+	const most, unit = 192, 8
+	return p.crop(0, 0, min(p.width, most)/unit*unit, min(p.height, most)/unit*unit), nil
 }
 
 // originals lists a trial's pictures.
@@ -395,9 +397,8 @@ func (t trial) measure(original, outcome *picture) fidelity {
 		return y
 	}
 	ya, yb := bright(a), bright(b)
-	sum, n := 0.0, 0
+	sum, n := 0.0, len(ya)
 	if t.luma {
-		n = len(ya)
 		for i, v := range ya {
 			sum += (v - yb[i]) * (v - yb[i])
 		}

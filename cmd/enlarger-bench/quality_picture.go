@@ -192,7 +192,7 @@ func (s sheet) write(path string) error {
 			draw.Draw(canvas, large.Bounds().Add(image.Pt(x0, y0+label)), large, image.Point{}, draw.Src)
 		}
 	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+	if err := os.MkdirAll(filepath.Dir(path), 0o750); err != nil {
 		return err
 	}
 	f, err := os.Create(path)

@@ -99,7 +99,7 @@ const fewestPatches = 10 * noiseDims
 func (t *textured) deviation() float64 {
 	// Noise of variance 1 gives an energy of 120 with a deviation of 33: one in 20,000 has more.
 	const energyMost = 300
-	limit, last := textureBins-1, -1
+	limit := textureBins - 1
 	variance := 0.0
 	for range 12 {
 		var weak covariance
@@ -114,10 +114,11 @@ func (t *textured) deviation() float64 {
 		}
 		eigen := weak.eigen()
 		variance = noiseVariance(eigen, weak.n)
-		last = limit
-		if limit = textureBin(energyMost * variance); limit >= last {
+		next := textureBin(energyMost * variance)
+		if next >= limit {
 			break
 		}
+		limit = next
 	}
 	return math.Sqrt(variance)
 }
@@ -342,25 +343,35 @@ func gather(plane, clipped []float32, width, height, step int, to, cut *textured
 			if lost <= mostClipped {
 				into = to
 			}
-			energy := 0.0
 			for i := range v {
 				v[i] -= mean
-				if i%noisePatch > 0 {
-					d := v[i] - v[i-1]
-					energy += d * d
-				}
-				if i >= noisePatch {
-					d := v[i] - v[i-noisePatch]
-					energy += d * d
-				}
 			}
-			bin := &into[textureBin(energy)]
+			bin := &into[textureBin(patchEnergy(&v))]
 			if *bin == nil {
 				*bin = new(covariance)
 			}
 			(*bin).patch(&v)
 		}
 	}
+}
+
+// patchEnergy is the sum of the squared differences of all neighbours in a patch.
+func patchEnergy(v *[noiseDims]float64) float64 {
+	energy := 0.0
+	for y := range noisePatch {
+		row := v[y*noisePatch:][:noisePatch]
+		for x := 1; x < noisePatch; x++ {
+			d := row[x] - row[x-1]
+			energy += d * d
+		}
+		if y > 0 {
+			for x, above := range v[(y-1)*noisePatch:][:noisePatch] {
+				d := row[x] - above
+				energy += d * d
+			}
+		}
+	}
+	return energy
 }
 
 // patch adds one patch.

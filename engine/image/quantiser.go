@@ -25,53 +25,68 @@ func readQuantiser(path string) (quantiser, error) {
 
 var errNoQuantiser = errors.New("no quantisation tables")
 
-// quantiserOf is readQuantiser for an open file. Segments are those of ITU-T T.81: B.2.4.1 for tables, B.2.2 for the frame.
+// tables are what a JPEG file says of its coding before its picture.
+type tables struct {
+	steps [4][64]float64
+	known [4]bool
+	// component are the numbers of the tables of luma and of the first colour.
+	component [2]int
+	framed    bool
+}
+
+// quantiserOf is readQuantiser for an open file.
 func quantiserOf(in *headerReader) (quantiser, error) {
-	var tables [4][64]float64
-	var known [4]bool
-	var component [2]int // the tables of luma and of the first colour
-	framed := false
+	var t tables
 	err := jpegSegments(in, func(marker byte, offset int64, length int) (bool, error) {
+		const most = 4 * 129 // bytes of four tables
+		b, err := in.at(offset, min(length, most))
 		switch {
+		case err != nil:
+			return false, err
 		case marker == 0xDB:
-			const most = 4 * 129
-			b, err := in.at(offset, min(length, most))
-			if err != nil {
-				return false, err
-			}
-			for len(b) > 0 {
-				wide, id := int(b[0]>>4), int(b[0]&15)
-				if id > 3 || wide > 1 || len(b) < 1+64*(wide+1) {
-					return false, errNoQuantiser
-				}
-				for k := range 64 {
-					step := float64(b[1+k])
-					if wide == 1 {
-						step = float64(b[1+2*k])*256 + float64(b[2+2*k])
-					}
-					tables[id][jpegZigzag[k]] = step
-				}
-				known[id] = true
-				b = b[1+64*(wide+1):]
-			}
+			return true, t.define(b)
 		case marker >= 0xC0 && marker <= 0xC2:
-			b, err := in.at(offset, min(length, 6+3*4))
-			if err != nil || len(b) < 9 {
-				return false, errNoQuantiser
-			}
-			component[0] = int(b[8] & 3)
-			component[1] = component[0]
-			if len(b) >= 12 {
-				component[1] = int(b[11] & 3)
-			}
-			framed = true
+			return true, t.frame(b)
 		}
 		return marker != 0xDA, nil
 	})
-	if err != nil || !framed || !known[component[0]] || !known[component[1]] {
+	if err != nil || !t.framed || !t.known[t.component[0]] || !t.known[t.component[1]] {
 		return quantiser{}, errors.Join(errNoQuantiser, err)
 	}
-	return quantiser{lowSteps(&tables[component[0]]), lowSteps(&tables[component[1]])}, nil
+	return quantiser{lowSteps(&t.steps[t.component[0]]), lowSteps(&t.steps[t.component[1]])}, nil
+}
+
+// define reads a segment of tables (ITU-T T.81, B.2.4.1).
+func (t *tables) define(b []byte) error {
+	for len(b) > 0 {
+		wide, id := int(b[0]>>4), int(b[0]&15)
+		if id > 3 || wide > 1 || len(b) < 1+64*(wide+1) {
+			return errNoQuantiser
+		}
+		for k, at := range jpegZigzag {
+			t.steps[id][at] = float64(b[1+k])
+			if wide == 1 {
+				t.steps[id][at] = float64(b[1+2*k])*256 + float64(b[2+2*k])
+			}
+		}
+		t.known[id] = true
+		b = b[1+64*(wide+1):]
+	}
+	return nil
+}
+
+// frame reads which tables the components use (ITU-T T.81, B.2.2).
+func (t *tables) frame(b []byte) error {
+	if len(b) < 9 {
+		return errNoQuantiser
+	}
+	t.component[0] = int(b[8] & 3)
+	t.component[1] = t.component[0]
+	if len(b) >= 12 {
+		t.component[1] = int(b[11] & 3)
+	}
+	t.framed = true
+	return nil
 }
 
 func lowSteps(table *[64]float64) float64 {

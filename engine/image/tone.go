@@ -97,7 +97,7 @@ func toneOf(small *patch, width, height int, grey bool) (*tone, toneReport) {
 	}
 	report.faded = true
 	report.gain = math.Round(report.gain*100) / 100
-	t.addGamma(bright, low, &report)
+	t.addGamma(bright, &report)
 	t.addLocal(small)
 	report.contrast = float64(t.localPart)
 	return t, report
@@ -155,7 +155,7 @@ func tintOf(small *patch) float64 {
 }
 
 // addGamma brings the middle tone towards the middle, within limits.
-func (t *tone) addGamma(sorted []float32, low float32, report *toneReport) {
+func (t *tone) addGamma(sorted []float32, report *toneReport) {
 	middle := (sorted[len(sorted)/2] - t.low[1]) * t.gain[1]
 	if middle <= 0.05 || middle >= 0.95 {
 		return
