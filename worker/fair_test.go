@@ -80,3 +80,18 @@ func TestNobodyStarves(t *testing.T) {
 		r.ends(last.ID, job.Succeeded, "")
 	})
 }
+
+// A busy day's leavings are gone after one sweep, however many batches they take.
+func TestSweepTakesBatchAfterBatch(t *testing.T) {
+	t.Parallel()
+	each(t, func(r *rig) {
+		const leavings = 2*sweepGarbage + 7
+		_, err := r.db.ExecContext(r.ctx, `WITH RECURSIVE g(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM g WHERE n < $1) INSERT INTO garbage (object, not_before)
+			SELECT 'sources/gone' || n, 0 FROM g`, leavings)
+		must(t, err)
+		r.sweeper().Sweep(r.ctx)
+		if left, err := r.jobs.Garbage(r.ctx, leavings); err != nil || len(left) > 0 {
+			t.Errorf("%d of %d are left, %v", len(left), leavings, err)
+		}
+	})
+}

@@ -38,8 +38,9 @@ type Sweeper struct {
 const (
 	sweepLost    = 200
 	sweepWaiting = 500
-	sweepGarbage = 200
+	sweepGarbage = 500
 	sweepRows    = 1000
+	sweepBatches = 20
 )
 
 // Run sweeps until ctx is done. The first sweep is at once: it wakes what a restart left behind.
@@ -185,16 +186,32 @@ func (s *Sweeper) look(ctx context.Context, w job.Waiting) (repaired bool, err e
 }
 
 func (s *Sweeper) expired(ctx context.Context) error {
-	_, err1 := s.Jobs.ExpireUploads(ctx, sweepRows)
-	_, err2 := s.Jobs.ExpireSources(ctx, s.KeepSources, sweepRows)
+	err1 := whileFull(ctx, sweepRows, func() (int, error) { return s.Jobs.ExpireUploads(ctx, sweepRows) })
+	err2 := whileFull(ctx, sweepRows, func() (int, error) { return s.Jobs.ExpireSources(ctx, s.KeepSources, sweepRows) })
 	return errors.Join(err1, err2, s.Jobs.ExpireKeys(ctx, sweepRows))
+}
+
+// whileFull repeats what handles a batch of rows for as long as the batches are full, so that a busy day's rows do not pile up, and no longer than
+// sweepBatches times, so that the other parts get their turn.
+func whileFull(ctx context.Context, full int, batch func() (int, error)) error {
+	for range sweepBatches {
+		n, err := batch()
+		if err != nil || n < full || ctx.Err() != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // garbage removes objects that rows gave up. Rows are forgotten only after the objects are gone.
 func (s *Sweeper) garbage(ctx context.Context) error {
+	return whileFull(ctx, sweepGarbage, func() (int, error) { return s.removeGarbage(ctx) })
+}
+
+func (s *Sweeper) removeGarbage(ctx context.Context) (n int, err error) {
 	objects, err := s.Jobs.Garbage(ctx, sweepGarbage)
 	if err != nil || len(objects) == 0 {
-		return err
+		return 0, err
 	}
 	keys := []string{}
 	for _, object := range objects {
@@ -204,16 +221,16 @@ func (s *Sweeper) garbage(ctx context.Context) error {
 		}
 		found, err := s.Storage.List(ctx, object, "", sweepRows)
 		if err != nil {
-			return err
+			return 0, err
 		}
 		for _, f := range found {
 			keys = append(keys, f.Key)
 		}
 	}
 	if err := s.Storage.Delete(ctx, keys...); err != nil {
-		return err
+		return 0, err
 	}
-	return s.Jobs.Removed(ctx, objects)
+	return len(objects), s.Jobs.Removed(ctx, objects)
 }
 
 // orphans removes objects of ours that no row names: what was written by a process that died before its transaction. They must be older
