@@ -98,7 +98,9 @@ func (r *rig) tableScans(b *bed) (n int64) {
 }
 
 // filled is the id of the nth job that fill added to an account.
-func filled(prefix string, account, n int) string { return fmt.Sprintf("job_%s_%d_%d", prefix, account, n) }
+func filled(prefix string, account, n int) string {
+	return fmt.Sprintf("job_%s_%d_%d", prefix, account, n)
+}
 
 // fill adds n jobs with the rows that belong to them, so that the audit is clean: queued ones that nobody wakes, or ended ones that cost nothing.
 func (r *rig) fill(b *bed, prefix string, n int, status string) {
@@ -157,7 +159,10 @@ func (r *rig) operations(b *bed, round, ended int) []operation {
 				fences[i] = j.Fence
 				return err
 			},
-			undo: func(ctx context.Context, i int) error { _, err := r.jobs.Yield(ctx, filled("q", 0, i+1), fences[i]); return err },
+			undo: func(ctx context.Context, i int) error {
+				_, err := r.jobs.Yield(ctx, filled("q", 0, i+1), fences[i])
+				return err
+			},
 		},
 		{
 			do: func(ctx context.Context, _ int) error {
