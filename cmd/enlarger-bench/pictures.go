@@ -63,20 +63,12 @@ func grainy(i *image.NRGBA, deviation float64) *image.NRGBA {
 	return out
 }
 
-// faded is an old print: yellowed, without black or white, with scratches.
+// faded is an old print: yellowed, without black or white.
 func faded(i *image.NRGBA) *image.NRGBA {
-	out, random := imaging.Clone(i), rand.New(rand.NewPCG(3, 1))
+	out := imaging.Clone(i)
 	for k := 0; k < len(out.Pix); k += 4 {
-		for c, tone := range [3][2]float64{{85, 150}, {75, 135}, {60, 105}} {
+		for c, tone := range [3][2]float64{{85, 100}, {76, 92}, {62, 80}} {
 			out.Pix[k+c] = uint8(tone[0] + tone[1]*float64(out.Pix[k+c])/255)
-		}
-	}
-	for range 7 {
-		x, lean := random.Float64()*float64(out.Rect.Dx()), random.NormFloat64()*0.15
-		for y := range out.Rect.Dy() {
-			for d := range 2 {
-				out.SetNRGBA(int(x+lean*float64(y))+d, y, color.NRGBA{235, 230, 215, 255})
-			}
 		}
 	}
 	return out
