@@ -104,8 +104,10 @@ func Reserving(jobID, accountID string, amount Millicredits) []db.Step {
 		{What: "insert hold", None: ErrHeld, Args: []any{jobID, accountID, amount}, SQL: `INSERT INTO holds (job_id, account_id, amount, state, created_at)
 			VALUES ($1, $2, $3, 'held', now_micros()) ON CONFLICT (job_id) DO NOTHING`},
 		entry{account: accountID, hold: jobID, step: "reserve", frozen: amount}.adding(ErrHoldEnded),
-		{What: "freeze credits", None: ErrInsufficient, Args: []any{accountID, amount},
-			SQL: `UPDATE accounts SET frozen = frozen + $2 WHERE id = $1 AND posted - frozen >= $2`},
+		{
+			What: "freeze credits", None: ErrInsufficient, Args: []any{accountID, amount},
+			SQL: `UPDATE accounts SET frozen = frozen + $2 WHERE id = $1 AND posted - frozen >= $2`,
+		},
 	}
 }
 
@@ -134,8 +136,10 @@ func readHold(ctx context.Context, tx *sql.Tx, jobID string) (amount Millicredit
 // account's row, which is written anyway, such as "active_image = active_image - 1".
 func Confirming(jobID, also string) []db.Step {
 	return []db.Step{
-		{What: "end hold", None: ErrHoldEnded, Args: []any{jobID},
-			SQL: `UPDATE holds SET state = 'confirmed', ended_at = now_micros() WHERE job_id = $1 AND state = 'held'`},
+		{
+			What: "end hold", None: ErrHoldEnded, Args: []any{jobID},
+			SQL: `UPDATE holds SET state = 'confirmed', ended_at = now_micros() WHERE job_id = $1 AND state = 'held'`,
+		},
 		{What: "insert confirm entry", None: ErrHoldEnded, Args: []any{newEntryID(), jobID}, SQL: `INSERT INTO entries (id, account_id, hold_id, step, posted, frozen, used, created_at)
 			SELECT $1, account_id, job_id, 'confirm', -amount, -amount, amount, now_micros() FROM holds WHERE job_id = $2 ON CONFLICT (hold_id, step) DO NOTHING`},
 		{What: "charge account", None: ErrHoldEnded, Args: []any{jobID}, SQL: `UPDATE accounts
@@ -173,9 +177,11 @@ type entry struct {
 
 // adding is the step that writes one line of the ledger; none when the hold has that line already.
 func (e entry) adding(none error) db.Step {
-	return db.Step{What: "insert " + e.step + " entry", None: none, SQL: `INSERT INTO entries (id, account_id, hold_id, step, posted, frozen, used, note, created_at)
+	return db.Step{
+		What: "insert " + e.step + " entry", None: none, SQL: `INSERT INTO entries (id, account_id, hold_id, step, posted, frozen, used, note, created_at)
 		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, now_micros()) ON CONFLICT (hold_id, step) DO NOTHING`,
-		Args: []any{newEntryID(), e.account, e.hold, e.step, e.posted, e.frozen, e.used, e.note}}
+		Args: []any{newEntryID(), e.account, e.hold, e.step, e.posted, e.frozen, e.used, e.note},
+	}
 }
 
 // addEntry writes one line of the ledger; false when the hold has that step already.

@@ -95,7 +95,11 @@ func (d *DB) onConnection(ctx context.Context, transaction func(pg *pgx.Conn) er
 	defer conn.Close()
 	var outcome error
 	err = conn.Raw(func(raw any) error {
-		pg := raw.(*stdlib.Conn).Conn()
+		driverConn, ok := raw.(*stdlib.Conn)
+		if !ok {
+			return fmt.Errorf("a connection of %T", raw)
+		}
+		pg := driverConn.Conn()
 		outcome = transaction(pg)
 		const idle = 'I'
 		if pg.IsClosed() || pg.PgConn().TxStatus() != idle {

@@ -133,7 +133,7 @@ func TestAttempts(t *testing.T) {
 			t.Errorf("%s: %v is no refusal", c.name, err)
 		}
 	}
-	if first := <-keys; first != <-keys || first != <-keys {
+	if first, second, third := <-keys, <-keys, <-keys; first != second || first != third {
 		t.Error("an attempt has another idempotency key than the first")
 	}
 }

@@ -69,7 +69,8 @@ func growth(b *bed, o *options, out io.Writer, name string, r *rig) {
 			row = append(row, timed(b, op))
 		}
 		rows = append(rows, row)
-		if now := r.tableScans(b); now != scans {
+		// A table without ended jobs is small enough to be read.
+		if now := r.tableScans(b); ended > 0 && now != scans {
 			b.Fatalf("%d of the operations read the whole table of jobs", now-scans)
 		}
 	}
@@ -242,9 +243,11 @@ func (r *rig) paid(b *bed) (n int64) {
 
 // noopWorker is a worker process for no-op jobs: `enlarger-bench noop-worker JSON`.
 type noopWorker struct {
-	Database, Redis, Scratch string
-	Store                    storeReady
-	Slots                    int
+	Database string     `json:"database"`
+	Redis    string     `json:"redis"`
+	Scratch  string     `json:"scratch"`
+	Store    storeReady `json:"store"`
+	Slots    int        `json:"slots"`
 }
 
 const noopWorkerCommand = "noop-worker"

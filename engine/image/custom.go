@@ -3,6 +3,7 @@ package image
 import (
 	"context"
 	"fmt"
+	"maps"
 	"math"
 	"path/filepath"
 	"strings"
@@ -356,9 +357,7 @@ func (o Options) generate(ctx context.Context, prompt string, task engine.Task) 
 	if err != nil {
 		return engine.Output{}, wrapRun(ctx, "custom", err)
 	}
-	for k, v := range facts {
-		result.Facts[k] = v
-	}
+	maps.Copy(result.Facts, facts)
 	return result, nil
 }
 

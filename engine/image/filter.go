@@ -4,7 +4,9 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"maps"
 	"math"
+	"slices"
 
 	"enlarger/engine"
 )
@@ -122,16 +124,14 @@ func (o Options) filtered(ctx context.Context, name string, task engine.Task, pr
 		out.abort()
 		return engine.Output{}, wrapRun(ctx, name, err)
 	}
-	result.Warnings = append(source.warnings, prep.warnings...)
+	result.Warnings = slices.Concat(source.warnings, prep.warnings)
 	if out.flatten {
 		result.Warnings = append(result.Warnings, flattenWarning)
 	}
 	result.Facts = map[string]any{
 		"bits": outputBits(out.deep), "source_format": source.header.format, "source_width": source.width, "source_height": source.height,
 	}
-	for k, v := range prep.facts {
-		result.Facts[k] = v
-	}
+	maps.Copy(result.Facts, prep.facts)
 	if prep.faces {
 		withFacts(result.Facts, faces)
 	}

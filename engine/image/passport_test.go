@@ -73,8 +73,11 @@ func (m passportMeasure) within() error {
 		what           string
 		v, least, most float64
 	}{
-		{"eye line", m.eyeLine, 0.5, 0.7}, {"centre", m.centre, -0.05, 0.05}, {"tilt", m.tilt, -5, 5},
-		{"head", m.head, 0.66, 0.82}, {"background deviation", m.ground, 0, 3},
+		{"eye line", m.eyeLine, 0.5, 0.7},
+		{"centre", m.centre, -0.05, 0.05},
+		{"tilt", m.tilt, -5, 5},
+		{"head", m.head, 0.66, 0.82},
+		{"background deviation", m.ground, 0, 3},
 	} {
 		if c.v < c.least || c.v > c.most {
 			wrong = append(wrong, fmt.Errorf("%s is %.3f, allowed are %.2f to %.2f", c.what, c.v, c.least, c.most))

@@ -3,6 +3,7 @@ package image
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 
 	"enlarger/engine"
@@ -52,12 +53,8 @@ func (w *workbench) run(ctx context.Context, steps []step, task engine.Task, don
 	facts := map[string]any{
 		"method": "prompt", "plan": planFacts(steps), "source_format": header.format, "source_width": width, "source_height": height,
 	}
-	for k, v := range w.facts {
-		facts[k] = v
-	}
-	for k, v := range result.Facts {
-		facts[k] = v
-	}
+	maps.Copy(facts, w.facts)
+	maps.Copy(facts, result.Facts)
 	result.Facts = facts
 	return result, nil
 }
