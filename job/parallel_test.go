@@ -298,6 +298,14 @@ func TestUploads(t *testing.T) {
 		if n := w.count("SELECT COUNT(*) FROM jobs"); won.Load() != 1 || n != 1 {
 			t.Errorf("%d submits won, %d jobs; want one", won.Load(), n)
 		}
+		// Who saw it open before another took it, or its time was over, does not get it.
+		for _, id := range []string{good, late} {
+			sub := w.submission("video_upscale")
+			sub.Source = Source{Kind: SourceUpload, UploadID: id}
+			if err := w.db.Batch(w.ctx, consumption(sub)); !errors.Is(err, errConsumed) {
+				t.Errorf("taken all the same: %v", err)
+			}
+		}
 		// A submit that is refused after it took the upload gives it back.
 		second := upload(time.Hour)
 		sub := w.submission("video_upscale")
