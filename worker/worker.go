@@ -178,7 +178,9 @@ func (w *Worker) Run(ctx context.Context) error {
 }
 
 func (w *Worker) drain() {
+	w.mu.Lock() // so that no run is counted in once the wait for all of them began
 	close(w.draining)
+	w.mu.Unlock()
 	for _, s := range w.servers {
 		s.Stop()
 	}
