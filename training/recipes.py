@@ -45,5 +45,5 @@ RECIPES = {
     "denoise-quality": Recipe("Cleaning", dict(width=64, blocks=14), steps=150_000, batch=16, patch=64, rate=7e-4, square=1.0, options={"from": "for_denoise", "drawn": 60}, gpu=CLEAN),
     "restore": Recipe("Cleaning", dict(width=64, blocks=14), steps=100_000, batch=16, patch=64, rate=7e-4, start="denoise-quality", square=0.0, options={"from": "for_restore", "drawn": 60}, gpu=CLEAN),
     "deblur": Recipe("Cleaning", dict(width=64, blocks=14), steps=100_000, batch=16, patch=64, rate=7e-4, square=0.0, options={"from": "for_deblur", "drawn": 60}, gpu=CLEAN),
-    "people": Recipe("Masking", {}, steps=20_000, batch=8, patch=320, rate=1e-3, gpu=dict(batch=32, amp=True)),
+    "people": Recipe("Masking", {}, steps=16_000, batch=8, patch=256, rate=1e-3, options=dict(coarse=160), gpu=dict(batch=32, patch=320, amp=True, options={})),
 }

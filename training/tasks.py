@@ -133,7 +133,9 @@ class Masking:
 
     def batch(self, step):
         random, noise = _random(self.recipe, step, self.device)
-        return self.scenes.batch(random, noise, self.recipe.batch, self.recipe.patch)
+        # The whole picture is always seen, every other time at a coarser look: that costs a third, and what it teaches holds.
+        side = self.recipe.patch if step % 2 else min(self.recipe.options.get("coarse", self.recipe.patch), self.recipe.patch)
+        return self.scenes.batch(random, noise, self.recipe.batch, side)
 
     def loss(self, out, wanted, squared):
         """Cross entropy and Dice in equal parts: the one for every pixel, the other for the whole."""
