@@ -32,13 +32,19 @@ type recipe struct {
 	threads int
 	pace    pacing
 	sound   sound
+	coding  coding
 }
 
-// hevc says that the output is H.265: what has 10 bits, which H.264 players seldom show. x265 takes no side below 32 pixels.
+// hevcSide is the least side in pixels that x265 takes.
+const hevcSide = 32
+
+// hevc says that the output is H.265: where it was asked for, and without a word what has 10 bits, which H.264 players seldom show.
 func (r recipe) hevc() bool {
-	const least = 32
-	return deep(r.media.Video) && min(r.plan.Width, r.plan.Height) >= least
+	return (r.coding.codec == codecH265 || r.coding.codec == "" && r.deep()) && min(r.plan.Width, r.plan.Height) >= hevcSide
 }
+
+// deep says that the output has 10 bits.
+func (r recipe) deep() bool { return deep(r.media.Video) }
 
 // output gives ffmpeg's options for the written file, and warnings for what it cannot carry.
 func (r recipe) output() ([]ffmpeg.Option, []string) {
@@ -67,19 +73,25 @@ func (r recipe) output() ([]ffmpeg.Option, []string) {
 
 func stream(index int) string { return "0:" + strconv.Itoa(index) }
 
+// videoCodec is the encoder: H.264 High or High 10, H.265 Main or Main 10, by constant quality.
 func (r recipe) videoCodec() []ffmpeg.Option {
+	crf := ffmpeg.Int("crf:v", r.coding.crf(r.options))
 	if !r.hevc() {
-		options := []ffmpeg.Option{
-			ffmpeg.Opt("c:v", "libx264"), ffmpeg.Opt("preset:v", r.options.H264Preset), ffmpeg.Int("crf:v", r.options.CRF),
+		profile := "high"
+		if r.deep() {
+			profile = "high10"
 		}
-		if !deep(r.media.Video) {
-			options = append(options, ffmpeg.Opt("profile:v", "high"))
+		return []ffmpeg.Option{
+			ffmpeg.Opt("c:v", "libx264"), ffmpeg.Opt("preset:v", r.options.H264Preset), crf, ffmpeg.Opt("profile:v", profile),
 		}
-		return options
+	}
+	profile := "main"
+	if r.deep() {
+		profile = "main10"
 	}
 	return []ffmpeg.Option{
-		ffmpeg.Opt("c:v", "libx265"), ffmpeg.Opt("preset:v", r.options.H265Preset), ffmpeg.Int("crf:v", r.options.CRF),
-		ffmpeg.Opt("profile:v", "main10"), ffmpeg.Opt("tag:v", "hvc1"), ffmpeg.Opt("x265-params", r.x265()),
+		ffmpeg.Opt("c:v", "libx265"), ffmpeg.Opt("preset:v", r.options.H265Preset), crf,
+		ffmpeg.Opt("profile:v", profile), ffmpeg.Opt("tag:v", "hvc1"), ffmpeg.Opt("x265-params", r.x265()),
 	}
 }
 
@@ -164,6 +176,9 @@ func (r recipe) subtitles() (options []ffmpeg.Option, warnings []string) {
 // lost names what the picture itself loses.
 func (r recipe) lost() (_ []ffmpeg.Option, warnings []string) {
 	v := r.media.Video
+	if refused := r.refused(); refused != "" {
+		warnings = append(warnings, refused)
+	}
 	if v.Alpha {
 		warnings = append(warnings, "MP4 carries no transparency; it was dropped.")
 	}
