@@ -69,7 +69,8 @@ func removeDead(root string) error {
 		}
 		removeErr := os.RemoveAll(dir)
 		lock.Close()
-		if removeErr != nil {
+		// Another process that starts just now may put its own lock file there, and then removes the rest itself.
+		if removeErr != nil && !errors.Is(removeErr, unix.ENOTEMPTY) {
 			return fmt.Errorf("remove a dead worker's files: %w", removeErr)
 		}
 	}
