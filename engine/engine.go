@@ -170,6 +170,7 @@ type Tool struct {
 	process func(ctx context.Context, config any, task Task) (Output, error)
 	format  func(asked string) string
 	memory  func(config any, task Task) int64
+	parts   *parting
 }
 
 // Spec is a tool as its file writes it, with C the config struct: exported fields with tags `json`, `doc`, and optionally
@@ -196,6 +197,8 @@ type Spec[C any] struct {
 	// Memory estimates the peak bytes this process needs for a run; nil when it is small.
 	Memory  func(C, Task) int64
 	Process func(ctx context.Context, config C, task Task) (Output, error)
+	// Parts is how a long task is cut, so that several workers can share it; nil when it is always done whole.
+	Parts *Parts[C]
 }
 
 // Define makes a Tool of a Spec. It panics on a Spec that cannot work, which a test over the catalog finds.
@@ -207,7 +210,7 @@ func Define[C any](s Spec[C]) Tool {
 	if err != nil {
 		panic(fmt.Sprintf("tool %s: %v", s.Name, err))
 	}
-	t := Tool{Name: s.Name, Media: s.Media, Doc: s.Doc, Fields: fields, measure: s.Measure}
+	t := Tool{Name: s.Name, Media: s.Media, Doc: s.Doc, Fields: fields, measure: s.Measure, parts: partingOf(s.Parts)}
 	for _, example := range s.Examples {
 		text, err := json.Marshal(example)
 		if err != nil {

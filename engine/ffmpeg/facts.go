@@ -143,6 +143,10 @@ func headerFacts(text []byte) (header, error) {
 	if size, err := strconv.ParseInt(data.Format.Size, 10, 64); err == nil {
 		h.media.Size = max(0, size)
 	}
+	// Beyond a hundred years either way it is nonsense.
+	if start := data.Format.StartTimeSeconds; math.Abs(start) < 100*365*24*3600 {
+		h.media.Start = start
+	}
 	for i := range data.Streams {
 		s := &data.Streams[i]
 		switch ffprobe.StreamType(s.CodecType) {

@@ -5,7 +5,9 @@ type Media struct {
 	// Format is the container: mp4 (with its kin mov, m4v, 3gp), matroska (with webm), avi, mpegts, mpeg, flv, asf, ogg, mxf.
 	Format string
 	// Size is in bytes.
-	Size  int64
+	Size int64
+	// Start is the earliest time of any track in seconds, as the container says; 0 unknown.
+	Start float64
 	Title string
 	// Chapters is how many chapters there are.
 	Chapters int
@@ -50,6 +52,8 @@ type Video struct {
 	Alpha bool
 	// The colour tags by ffmpeg's names. Range is tv or pc.
 	Primaries, Transfer, Matrix, Range string
+	// Unit is what times are counted in, in seconds; unknown when the container does not say.
+	Unit Ratio
 	// Interlaced says that the first frames are flagged so.
 	Interlaced bool
 	// Mastering and Light are the static metadata of HDR10, or nil.

@@ -12,6 +12,8 @@ type timeline struct {
 	// times are those of the frames that are shown, in the order of the file. missing counts packets without a time.
 	times   []int64
 	missing int64
+	// keys are those of times at which decoding can begin, when timelines.keep asks for them.
+	keys []int64
 	// last is the greatest time and lastDuration what its packet says of its length.
 	last, lastDuration int64
 }
@@ -21,6 +23,7 @@ type timelines struct {
 	most   int64
 	count  int64
 	over   bool
+	keep   bool
 	tracks map[int]*timeline
 	line   []byte
 }
@@ -92,11 +95,15 @@ func (t *timelines) take(line []byte) {
 		track.lastDuration, _ = strconv.ParseInt(string(fields[3]), 10, 64)
 	}
 	track.times = append(track.times, at)
+	if t.keep && bytes.IndexByte(fields[4], 'K') >= 0 {
+		track.keys = append(track.keys, at)
+	}
 }
 
 // measure sets the counted facts of a video from its timeline.
 func (v *Video) measure(t *timeline, r rates) {
 	base, nominal, average := r.unit, r.nominal, r.average
+	v.Unit = base
 	v.Frames = int64(len(t.times)) + t.missing
 	if v.Frames == 0 {
 		return

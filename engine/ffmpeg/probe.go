@@ -7,6 +7,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -61,7 +62,7 @@ func (r *Runner) Probe(ctx context.Context, path string) (*Media, error) {
 	if len(h.videos) == 0 {
 		return media, nil
 	}
-	tracks, err := r.countPackets(ctx, path, info.Size())
+	tracks, err := r.countPackets(ctx, path, info.Size(), "v", false)
 	if err != nil {
 		return nil, err
 	}
@@ -108,11 +109,42 @@ func (r *Runner) describe(ctx context.Context, path string, what ...string) ([]b
 	return []byte(out.String()), nil
 }
 
-// countPackets reads the whole file and keeps the times of its video packets.
-func (r *Runner) countPackets(ctx context.Context, path string, size int64) (map[int]*timeline, error) {
-	out := &timelines{most: r.limits.Packets, tracks: map[int]*timeline{}}
+// Timeline is when the frames of a track are shown, in units of Video.Unit.
+type Timeline struct {
+	// Times are those of the frames that are shown, sorted; Keys are those of them at which a decoder can begin.
+	Times, Keys []int64
+	// Missing counts frames without a time.
+	Missing int64
+}
+
+// Timeline reads a file through and gives the times of one of its video tracks, by its index. Errors as Probe.
+func (r *Runner) Timeline(ctx context.Context, path string, index int) (Timeline, error) {
+	path, err := filepath.Abs(path)
+	if err != nil {
+		return Timeline{}, fmt.Errorf("timeline: %w", err)
+	}
+	info, err := os.Stat(path)
+	if err != nil {
+		return Timeline{}, fmt.Errorf("timeline: %w", err)
+	}
+	tracks, err := r.countPackets(ctx, path, info.Size(), strconv.Itoa(index), true)
+	if err != nil {
+		return Timeline{}, err
+	}
+	track := tracks[index]
+	if track == nil {
+		return Timeline{}, nil
+	}
+	slices.Sort(track.times)
+	slices.Sort(track.keys)
+	return Timeline{Times: track.times, Keys: track.keys, Missing: track.missing}, nil
+}
+
+// countPackets reads the whole file and keeps the times of the video packets of the streams chosen, and which are key frames.
+func (r *Runner) countPackets(ctx context.Context, path string, size int64, streams string, keys bool) (map[int]*timeline, error) {
+	out := &timelines{most: r.limits.Packets, tracks: map[int]*timeline{}, keep: keys}
 	reading := time.Duration(math.Ceil(float64(size)/readRate)) * time.Second
-	args := []string{"-select_streams", "v", "-show_entries", "packet=stream_index,pts,dts,duration,flags", "-print_format", "compact=nokey=1:print_section=0"}
+	args := []string{"-select_streams", streams, "-show_entries", "packet=stream_index,pts,dts,duration,flags", "-print_format", "compact=nokey=1:print_section=0"}
 	err := r.probe(ctx, path, args, process{stdout: out, timeout: r.limits.ProbeTime + reading})
 	if out.over {
 		return nil, fmt.Errorf("probe: %w: over %d", ErrTooManyFrames, r.limits.Packets)
