@@ -28,33 +28,61 @@ func appendOptions(args []string, options []Option) []string {
 	return args
 }
 
-// Input is one foreign file to read.
+// Input is one foreign file to read, or what this program itself writes to the standard input.
 type Input struct {
-	// Path is absolute.
-	Path    string
+	// Path is absolute; empty for the standard input.
+	Path string
+	// Pipe is the format of the standard input, which holds raw pictures; empty for a file.
+	Pipe    string
 	Options []Option
 }
 
-// Output is the file to write.
+// Output is the file to write, or a pipe.
 type Output struct {
-	// Path is absolute. Format is the muxer, such as mp4: a file's name never chooses it.
+	// Path is absolute; empty for a pipe. Format is the muxer, such as mp4: a file's name never chooses it.
 	Path, Format string
-	Options      []Option
+	// Pipe is the child's number of a pipe: 1 for Command.Stdout, FirstExtra and up for Command.Extra; 0 for a file.
+	Pipe    int
+	Options []Option
 }
 
 // Args are the arguments of one ffmpeg run over one foreign file: a pure function of its parameters and the runner's limits.
 // Everything that makes the input safe stands in front of it.
-func (r *Runner) Args(in Input, out Output) []string {
+func (r *Runner) Args(in Input, out Output) []string { return r.ArgsOf([]Input{in}, []Output{out}) }
+
+// ArgsOf are the arguments of a run with several inputs or outputs.
+func (r *Runner) ArgsOf(inputs []Input, outputs []Output) []string {
 	args := []string{
 		"-hide_banner", "-nostdin", "-y", "-loglevel", "level+warning",
 		"-filter_threads", strconv.Itoa(r.threads),
 	}
-	args = append(args, r.guard()...)
-	args = appendOptions(args, in.Options)
-	args = append(args, "-i", "file:"+in.Path)
-	args = append(args, "-threads", strconv.Itoa(r.threads))
-	args = appendOptions(args, out.Options)
-	return append(args, "-f", out.Format, "file:"+out.Path)
+	for _, in := range inputs {
+		name := "file:" + in.Path
+		if in.Pipe != "" {
+			name = "pipe:0"
+			args = append(args, r.pipeGuard(in.Pipe)...)
+		} else {
+			args = append(args, r.guard()...)
+		}
+		args = append(appendOptions(args, in.Options), "-i", name)
+	}
+	for _, out := range outputs {
+		name := "file:" + out.Path
+		if out.Pipe > 0 {
+			name = "pipe:" + strconv.Itoa(out.Pipe)
+		}
+		args = append(args, "-threads", strconv.Itoa(r.threads))
+		args = append(appendOptions(args, out.Options), "-f", out.Format, name)
+	}
+	return args
+}
+
+// pipeGuard stands before the standard input, which this program writes itself: raw pictures in a container, and nothing else.
+func (r *Runner) pipeGuard(format string) []string {
+	return []string{
+		"-protocol_whitelist", "pipe", "-format_whitelist", format, "-codec_whitelist", "rawvideo",
+		"-max_pixels", strconv.FormatInt(r.limits.Pixels, 10), "-threads", "1", "-f", format,
+	}
 }
 
 // guard stands before every foreign input of ffmpeg, which opens decoders for the tracks it is told to read alone.

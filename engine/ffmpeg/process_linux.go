@@ -64,3 +64,13 @@ func limitProcess(pid int, l Limits) {
 	// Clients and heartbeats go first. Set before ffmpeg starts its threads, which take it over.
 	_ = unix.Setpriority(unix.PRIO_PROCESS, pid, niceness)
 }
+
+// widenPipe gives a pipe the most room that the kernel grants any user by default, in place of 64 KiB. Refused, it stays as it is.
+func widenPipe(end *os.File) {
+	const room = 1 << 20
+	raw, err := end.SyscallConn()
+	if err != nil {
+		return
+	}
+	_ = raw.Control(func(fd uintptr) { _, _ = unix.FcntlInt(fd, unix.F_SETPIPE_SZ, room) })
+}

@@ -4,6 +4,7 @@ package ffmpeg
 
 import (
 	"context"
+	"os"
 	"syscall"
 )
 
@@ -19,3 +20,5 @@ func (r *Runner) detectIsolation(context.Context) (isolation, error) { return is
 func (isolation) attributes() *syscall.SysProcAttr { return &syscall.SysProcAttr{Setpgid: true} }
 
 func limitProcess(int, Limits) {}
+
+func widenPipe(*os.File) {}

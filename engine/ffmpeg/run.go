@@ -25,6 +25,9 @@ type Command struct {
 	// one end of os.Pipe: the run does not wait for it after the process has ended.
 	Stdin  io.Reader
 	Stdout io.Writer
+	// Extra are further pipes for the child to write into: the ends to be written, from Pipe. The child knows the first as
+	// FirstExtra. The caller closes its own copies when the run has ended.
+	Extra []*os.File
 	// Progress takes the frames written and the time reached in the output, about twice a second. It must be quick.
 	Progress func(frames int64, outTime time.Duration)
 	// Timeout bounds the whole run, and StallTimeout the time in which neither frames nor time nor bytes rise; 0 is no bound.
@@ -62,7 +65,7 @@ func (r *Runner) Run(ctx context.Context, c Command) error {
 		return err
 	}
 	return r.start(ctx, process{
-		program: r.ffmpeg, args: c.Args, stdin: c.Stdin, stdout: c.Stdout,
+		program: r.ffmpeg, args: c.Args, stdin: c.Stdin, stdout: c.Stdout, extra: c.Extra,
 		progress: true, report: c.Progress, timeout: c.Timeout, stall: c.StallTimeout,
 	})
 }
@@ -94,6 +97,7 @@ type process struct {
 	args    []string
 	stdin   io.Reader
 	stdout  io.Writer
+	extra   []*os.File
 	// progress asks ffmpeg for its progress on a pipe of its own.
 	progress bool
 	report   func(frames int64, outTime time.Duration)
@@ -108,6 +112,8 @@ const (
 	drainTime = time.Second
 	// progressFD is the child's number of the progress pipe: the first after stdin, stdout and stderr.
 	progressFD = 3
+	// FirstExtra is the child's number of the first of Command.Extra.
+	FirstExtra = progressFD + 1
 )
 
 // start runs a child to its end. The calling goroutine keeps its thread all the while, because the kernel sends the
@@ -150,6 +156,7 @@ func (r *Runner) start(ctx context.Context, p process) error {
 			return err
 		}
 	}
+	cmd.ExtraFiles = append(cmd.ExtraFiles, p.extra...)
 	if err := cmd.Start(); err != nil {
 		watch.abandon()
 		if ctx.Err() != nil {
@@ -162,6 +169,15 @@ func (r *Runner) start(ctx context.Context, p process) error {
 	err = cmd.Wait()
 	watch.end()
 	return outcome(filepath.Base(p.program), parent, ctx, err, tail.String())
+}
+
+// Pipe makes a pipe with room for much of a picture, so that the two ends take turns seldom.
+func Pipe() (read, write *os.File, err error) {
+	if read, write, err = os.Pipe(); err != nil {
+		return nil, nil, fmt.Errorf("make a pipe: %w", err)
+	}
+	widenPipe(write)
+	return read, write, nil
 }
 
 // outcome turns the end of a process into an error that says who ended it.
