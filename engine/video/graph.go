@@ -120,22 +120,41 @@ func deep(v *ffmpeg.Video) bool { return v.BitDepth > 8 || v.HDR() }
 // graph is the chain of filters from the decoded frame, already turned upright by ffmpeg, to the encoder. Nothing in it is text
 // of the client or of the file: numbers and names of our own lists.
 func graph(v *ffmpeg.Video, p engine.Plan, pace pacing) string {
+	chain := append(prepared(v, p, pace), scaled(v, p.Width, p.Height), "format="+outputFormat(v), tags(v))
+	return strings.Join(chain, ",")
+}
+
+// outputFormat is the pixel format of the encoder.
+func outputFormat(v *ffmpeg.Video) string {
+	if deep(v) {
+		return "yuv420p10le"
+	}
+	return "yuv420p"
+}
+
+// workFormat is what a source that is not luma and chroma is turned into.
+func workFormat(v *ffmpeg.Video) string {
+	if deep(v) {
+		return "yuv444p10le"
+	}
+	return "yuv444p"
+}
+
+func fullRange(v *ffmpeg.Video) bool { return v.Range == "pc" && isYUV(v.PixelFormat) }
+
+// prepared is the chain from the decoded frame to frames of luma and chroma at the output's times, of the source's size.
+func prepared(v *ffmpeg.Video, p engine.Plan, pace pacing) []string {
 	var chain []string
 	add := func(format string, args ...any) { chain = append(chain, fmt.Sprintf(format, args...)) }
 
-	work, final := "yuv444p", "yuv420p"
-	if deep(v) {
-		work, final = "yuv444p10le", "yuv420p10le"
-	}
-	fullRange := v.Range == "pc" && isYUV(v.PixelFormat)
 	if v.Interlaced {
 		add("bwdif=mode=send_frame:parity=auto:deint=interlaced")
 	}
 	if !isYUV(v.PixelFormat) {
-		add("scale=out_color_matrix=bt709:out_range=tv:flags=accurate_rnd+full_chroma_int+full_chroma_inp,format=%s", work)
+		add("scale=out_color_matrix=bt709:out_range=tv:flags=accurate_rnd+full_chroma_int+full_chroma_inp,format=%s", workFormat(v))
 	}
 	// The scalers must resample and nothing else. They convert between what they know of, so they are told nothing.
-	add("setparams=color_primaries=unknown:color_trc=unknown:colorspace=unknown")
+	chain = append(chain, untagged)
 	if pace != paceKept {
 		// The filters below end a few frames early; the last frame is held for them, and the surplus cut.
 		add("tpad=stop_mode=clone:stop_duration=%.6f", v.LastHold+4/v.FPS+2/p.FPS)
@@ -149,22 +168,30 @@ func graph(v *ffmpeg.Video, p engine.Plan, pace pacing) string {
 		}
 		add("trim=end_frame=%d", p.Frames)
 	}
+	return chain
+}
+
+const untagged = "setparams=color_primaries=unknown:color_trc=unknown:colorspace=unknown"
+
+// scaled enlarges, by Lanczos, to the size of the output.
+func scaled(v *ffmpeg.Video, width, height int) string {
 	if isYUV(v.PixelFormat) && v.Width%2 == 0 && v.Height%2 == 0 {
-		add("zscale=w=%d:h=%d:filter=lanczos:dither=none", p.Width, p.Height)
-	} else {
-		// zscale refuses a size that the chroma does not divide.
-		span := "tv"
-		if fullRange {
-			span = "pc"
-		}
-		add("scale=w=%d:h=%d:flags=lanczos+accurate_rnd+full_chroma_int:in_range=%s:out_range=%s", p.Width, p.Height, span, span)
+		return fmt.Sprintf("zscale=w=%d:h=%d:filter=lanczos:dither=none", width, height)
 	}
-	add("format=%s", final)
+	// zscale refuses a size that the chroma does not divide.
+	span := "tv"
+	if fullRange(v) {
+		span = "pc"
+	}
+	return fmt.Sprintf("scale=w=%d:h=%d:flags=lanczos+accurate_rnd+full_chroma_int:in_range=%s:out_range=%s", width, height, span, span)
+}
+
+// tags names the colours and the range of the output.
+func tags(v *ffmpeg.Video) string {
 	c := outputColours(v)
 	span := "limited"
-	if fullRange {
+	if fullRange(v) {
 		span = "full"
 	}
-	add("setparams=range=%s:color_primaries=%s:color_trc=%s:colorspace=%s", span, or(c.primaries), or(c.transfer), or(c.matrix))
-	return strings.Join(chain, ",")
+	return fmt.Sprintf("setparams=range=%s:color_primaries=%s:color_trc=%s:colorspace=%s", span, or(c.primaries), or(c.transfer), or(c.matrix))
 }
