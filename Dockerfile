@@ -21,7 +21,7 @@ RUN --mount=type=cache,target=/go/pkg/mod --mount=type=cache,target=/root/.cache
 
 FROM debian:12-slim
 RUN apt-get update \
- && apt-get install -y --no-install-recommends 'ffmpeg=7:5.1.*' ca-certificates curl \
+ && apt-get install -y --no-install-recommends 'ffmpeg=7:5.1.*' 'libturbojpeg0=1:2.1.*' ca-certificates curl \
  && rm -rf /var/lib/apt/lists/* \
  && useradd --uid 10001 --user-group --no-create-home --home-dir /data --shell /usr/sbin/nologin enlarger \
  && install -d -o enlarger -g enlarger -m 0750 /data

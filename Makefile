@@ -14,7 +14,7 @@ help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z][a-z-]*:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: deps
-deps: ## install what is missing to build, run and test (ffmpeg, gcc, PostgreSQL, Redis by apt, root or sudo; ONNX Runtime by npm's registry)
+deps: ## install what is missing to build, run and test (ffmpeg, gcc, libjpeg-turbo, PostgreSQL, Redis by apt, root or sudo; ONNX Runtime by npm's registry)
 	@scripts/deps.sh test
 
 .PHONY: build

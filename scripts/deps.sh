@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs what enlarger needs and is not there yet.
 #
-#   scripts/deps.sh run    what `make run` needs: ffmpeg, a C compiler (WebP is a C library), curl, certificates, ONNX Runtime
+#   scripts/deps.sh run    what `make run` needs: ffmpeg, a C compiler (WebP is a C library), libjpeg-turbo, curl, certificates, ONNX Runtime
 #   scripts/deps.sh test   all of that, and the servers that tests start for themselves: PostgreSQL and Redis
 #
 # Says what it installs and why, does nothing when nothing is missing, and never downloads a Go toolchain.
@@ -24,6 +24,9 @@ have_postgres() {
 	return 1
 }
 
+# ldconfig is not on everyone's PATH either.
+ldconfig_has() { PATH=$PATH:/sbin:/usr/sbin ldconfig -p 2>/dev/null | grep -q -F "$1"; }
+
 have go || fail "Go is not installed. enlarger needs Go 1.26 or newer: https://go.dev/doc/install"
 
 # neural fetches the library that runs the neural models, unless the caller has one of his own or wants none.
@@ -41,6 +44,7 @@ need() { missing="$missing$1|$2|$3
 { have gcc && have cc; } || need gcc '4:12.2.*' "compiles the WebP codec, which is a C library"
 [ -e /usr/include/stdlib.h ] || need libc6-dev '2.36-*' "the C library's headers, for the same"
 [ -s /etc/ssl/certs/ca-certificates.crt ] || need ca-certificates '20230311*' "lets the server fetch https:// sources"
+ldconfig_has libturbojpeg.so.0 || need libturbojpeg0 '1:2.1.*' "decodes and encodes JPEG several times faster than Go"
 have curl || need curl '7.88.*' "talks to the API in the demonstration"
 if [ "$purpose" = test ]; then
 	have_postgres || need postgresql-15 '15.*' "tests start a private PostgreSQL"

@@ -22,6 +22,7 @@ import (
 	"enlarger/engine/ffmpeg"
 	imagetools "enlarger/engine/image"
 	"enlarger/engine/neural"
+	"enlarger/engine/turbojpeg"
 )
 
 // speedCommand is the first argument that asks for the image tools' time and memory; speedChild that of the process that runs one tool once.
@@ -333,6 +334,9 @@ func serveSpeed(ctx context.Context, args []string) error {
 		}
 		defer runtime.Close()
 		options.Neural = runtime
+	}
+	if library, err := turbojpeg.Open(); err == nil {
+		options.Turbo = library
 	}
 	if runner, err := ffmpeg.Open(ffmpeg.Config{}); err == nil {
 		options.FFmpeg = runner

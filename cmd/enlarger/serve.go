@@ -26,6 +26,7 @@ import (
 	"enlarger/engine/ffmpeg"
 	"enlarger/engine/image"
 	"enlarger/engine/neural"
+	"enlarger/engine/turbojpeg"
 	"enlarger/engine/video"
 	"enlarger/job"
 	"enlarger/storage"
@@ -156,7 +157,7 @@ func (p *parts) build(ctx context.Context, do roles) error {
 			return err
 		}
 	}
-	if p.catalog, err = newCatalog(s, p.scratch.Dir, models); err != nil {
+	if p.catalog, err = p.newCatalog(p.scratch.Dir, models); err != nil {
 		return err
 	}
 	if p.prices, err = billing.ReadPrices(s.Pricing); err != nil {
@@ -224,7 +225,8 @@ func (p *parts) openNeural(ctx context.Context) (*neural.Runtime, error) {
 	return models, nil
 }
 
-func newCatalog(s *settings, scratch string, models *neural.Runtime) (*engine.Catalog, error) {
+func (p *parts) newCatalog(scratch string, models *neural.Runtime) (*engine.Catalog, error) {
+	s := p.settings
 	runner, err := ffmpeg.Open(ffmpeg.Config{FFmpeg: s.FFmpeg, FFprobe: s.FFprobe, Scratch: scratch})
 	if err != nil {
 		return nil, err
@@ -235,7 +237,11 @@ func newCatalog(s *settings, scratch string, models *neural.Runtime) (*engine.Ca
 	if err != nil {
 		return nil, err
 	}
-	tools := image.Tools(image.Options{FFmpeg: runner, Neural: models, JPEGQuality: s.JPEGQuality, Edit: edit})
+	turbo, err := turbojpeg.Open()
+	if err != nil {
+		p.log.Warn("JPEG by Go alone, which takes three times as long: install libturbojpeg0, as `make deps` does", zap.Error(err))
+	}
+	tools := image.Tools(image.Options{FFmpeg: runner, Neural: models, Turbo: turbo, JPEGQuality: s.JPEGQuality, Edit: edit})
 	return engine.NewCatalog(limits, append(tools, video.Tools(runner, video.Options{})...)...), nil
 }
 

@@ -187,10 +187,22 @@ func (d *decoding) internal(ctx context.Context, inFile bool) error {
 	if h.format == "png" {
 		return d.png(ctx, in, inFile)
 	}
+	if done, err := d.byTurbo(ctx, in, inFile); done || err != nil {
+		return err
+	}
+	if _, err := d.file.Seek(0, io.SeekStart); err != nil {
+		return fmt.Errorf("%w: %w", errScratch, err)
+	}
 	img, err := decodeStandard(h.format, in, d.size)
 	if err != nil {
 		return err
 	}
+	return d.store(ctx, img, inFile)
+}
+
+// store makes the raster of a decoded standard image.
+func (d *decoding) store(ctx context.Context, img standardImage, inFile bool) (err error) {
+	h := d.picture.header
 	b := img.Bounds()
 	placed := h.format == "gif" || h.animated
 	if b.Min.X < 0 || b.Min.Y < 0 || b.Max.X > h.width || b.Max.Y > h.height || (!placed && (b.Dx() != h.width || b.Dy() != h.height)) {
@@ -251,6 +263,9 @@ func (d *decoding) recolour(ctx context.Context, to *sink) error {
 	group := min(max(groupBytes/stride, 1), r.height)
 	return parallel(ctx, (r.height+group-1)/group, func(_, i int) error {
 		y := i * group
+		if r.file == nil {
+			return to.rows(y, r.pix[y*stride:][:min(group, r.height-y)*stride])
+		}
 		pixels := make([]byte, min(group, r.height-y)*stride)
 		if err := r.read(0, y, pixels); err != nil {
 			return err

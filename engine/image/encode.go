@@ -53,7 +53,9 @@ func (o Options) create(ctx context.Context, path, format string, l look) (*enco
 	switch format {
 	case "jpg":
 		e.flatten = l.alpha
-		e.rows = newJPEGWriter(f, l.width, l.height, l.grey, o.JPEGQuality, l.dpi)
+		j := newJPEGWriter(f, l.width, l.height, l.grey, o.JPEGQuality, l.dpi)
+		j.turbo = o.Turbo
+		e.rows = j
 	case "png":
 		e.deep = l.deep
 		e.rows, err = newPNGWriter(f, l.width, l.height, l.deep, l.alpha, l.grey, l.dpi)

@@ -112,7 +112,7 @@ func (o Options) filtered(ctx context.Context, name string, task engine.Task, pr
 	}
 	var faces faceResult
 	if prep.faces {
-		faces, err = o.restoreFaces(ctx, faceJob{source: source.raster, scale: 1, filter: prep.filter})
+		faces, err = o.restoreFaces(ctx, faceJob{source: source.raster, scale: 1, quality: source.codingQuality(task.Input), filter: prep.filter})
 		out.overlays = faces.overlays
 	}
 	if err != nil {
@@ -171,6 +171,9 @@ func (o Options) write(ctx context.Context, source *picture, f filter, out *enco
 // filterBands filters a picture and hands it on, a band of squares at a time from the top, with pixels of 8 or 16 bits as deep says. emit may change
 // a band but not keep it.
 func filterBands(ctx context.Context, source *raster, f filter, deep bool, emit func(y int, band []byte) error) error {
+	if f.apply == nil && deep == source.deep && !source.alpha {
+		return plainBands(ctx, source, emit)
+	}
 	side := f.side()
 	stride := source.width * bytesPerPixel(deep)
 	band := make([]byte, min(side, source.height)*stride)
@@ -196,6 +199,26 @@ func filterBands(ctx context.Context, source *raster, f filter, deep bool, emit 
 			return nil
 		})
 		if err != nil {
+			return err
+		}
+		if err := emit(y, part); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// plainBands hands an opaque picture on as it is.
+func plainBands(ctx context.Context, source *raster, emit func(y int, band []byte) error) error {
+	const side = 256
+	stride := source.width * source.pixelBytes()
+	band := make([]byte, min(side, source.height)*stride)
+	for y := 0; y < source.height; y += side {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		part := band[:min(side, source.height-y)*stride]
+		if err := source.read(0, y, part); err != nil {
 			return err
 		}
 		if err := emit(y, part); err != nil {

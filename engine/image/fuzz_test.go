@@ -19,6 +19,10 @@ func seeds(f *testing.F) {
 	}
 	f.Add(withOrientation(jpegBytes(f, scene(5, 4), 80), 6))
 	f.Add(adobeCMYK(f, scene(9, 9)))
+	kinds, _ := jpegKinds(f)
+	for _, content := range kinds {
+		f.Add(content)
+	}
 	f.Add(adam7(9, 9, 2, 3, 8))
 	f.Add(adam7(3, 3, 6, 4, 16))
 	f.Add(insertChunk(pngBytes(f, scene(3, 3)), "iCCP", append([]byte("n\x00\x00"), zlibBytes(displayP3())...)))
@@ -56,7 +60,7 @@ func FuzzSniffPrefix(f *testing.F) {
 
 func FuzzDecode(f *testing.F) {
 	seeds(f)
-	options := Options{SourcePixels: 1 << 20}.withDefaults()
+	options := Options{SourcePixels: 1 << 20, Turbo: turbo(f)}.withDefaults()
 	f.Fuzz(func(t *testing.T, content []byte) {
 		dir := t.TempDir()
 		path := filepath.Join(dir, "source")

@@ -13,6 +13,7 @@ import (
 	"enlarger/engine"
 	"enlarger/engine/ffmpeg"
 	"enlarger/engine/neural"
+	"enlarger/engine/turbojpeg"
 )
 
 // Options are what an operator chooses. The zero value works.
@@ -22,6 +23,8 @@ type Options struct {
 	FFmpeg *ffmpeg.Runner
 	// Neural runs the models; without it every tool uses its classical method.
 	Neural *neural.Runtime
+	// Turbo decodes and encodes JPEG; without it that takes three times as long.
+	Turbo *turbojpeg.Library
 	// JPEGQuality and WebPQuality are 1 to 100; by default 92 and 90. A JPEG of quality 90 and more keeps colour at full resolution.
 	JPEGQuality, WebPQuality int
 	// SourcePixels is the most pixels of a source image, over all that its header claims; by default 200 million.

@@ -115,7 +115,9 @@ func (r *raster) read(x, y int, dst []byte) error {
 func (r *raster) write(y int, src []byte) error {
 	at := r.offset(0, y)
 	if r.file == nil {
-		copy(r.pix[at:], src)
+		if len(src) > 0 && &r.pix[at] != &src[0] { // else they were changed in place
+			copy(r.pix[at:], src)
+		}
 		return nil
 	}
 	if _, err := r.file.WriteAt(src, at); err != nil {
@@ -141,6 +143,8 @@ func (r *raster) view() image.Image {
 type sink struct {
 	to        *raster
 	transform *colorTransform
+	// solid says that every pixel is known to be opaque.
+	solid bool
 
 	mu     sync.Mutex
 	opaque bool
@@ -157,10 +161,11 @@ func (s *sink) rows(y int, pixels []byte) error {
 		s.transform.apply(pixels, s.to.deep)
 	}
 	s.mu.Lock()
-	opaque, grey := s.opaque, s.grey
+	opaque, grey := s.opaque && !s.solid, s.grey
 	s.mu.Unlock()
 	if opaque || grey {
 		opaque, grey = inspect(pixels, s.to.deep, opaque, grey)
+		opaque = opaque || s.solid
 		s.mu.Lock()
 		s.opaque, s.grey = s.opaque && opaque, s.grey && grey
 		s.mu.Unlock()

@@ -191,6 +191,13 @@ func (r *raster) resized(ctx context.Context, width, height int, scratch string,
 		return nil, err
 	}
 	out.alpha, out.grey = r.alpha, r.grey
+	if z := newFixedResizer(r, width, height); z != nil {
+		if err := z.into(ctx, out); err != nil {
+			out.Close()
+			return nil, err
+		}
+		return out, nil
+	}
 	var band []byte
 	stride := width * out.pixelBytes()
 	err = newResizer(r, width, height).rows(ctx, func(y, n int, planes [4][]float32) error {
