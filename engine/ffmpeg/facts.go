@@ -24,6 +24,7 @@ type probeData struct {
 type probeStream struct {
 	ffprobe.Stream
 	SideData []sideData `json:"side_data_list"`
+	Setup    string     `json:"extradata_hash"`
 }
 
 // probeFrames is the JSON of the first frames of a file.
@@ -198,7 +199,7 @@ func clean(title string) string {
 func videoFacts(s *probeStream) *Video {
 	v := &Video{
 		Index: s.Index, Codec: s.CodecName, Width: s.Width, Height: s.Height,
-		SAR: parseRatio(s.SampleAspectRatio), PixelFormat: known(s.PixFmt),
+		SAR: parseRatio(s.SampleAspectRatio), PixelFormat: known(s.PixFmt), Setup: s.Setup,
 		Primaries: known(s.ColorPrimaries), Transfer: known(s.ColorTransfer), Matrix: known(s.ColorSpace), Range: known(s.ColorRange),
 		Interlaced: slices.Contains([]string{"tt", "bb", "tb", "bt"}, s.FieldOrder),
 	}

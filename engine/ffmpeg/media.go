@@ -75,6 +75,8 @@ type Video struct {
 	FPS float64
 	// VariableRate says that the frames do not come at equal steps.
 	VariableRate bool
+	// Setup is a hash of the decoder's parameters: pieces can be joined without encoding them anew when theirs are the same.
+	Setup string
 	// Claimed is how many frames the container says there are, 0 when it does not say.
 	Claimed int64
 }

@@ -49,7 +49,7 @@ func (r *Runner) Probe(ctx context.Context, path string) (*Media, error) {
 	if !info.Mode().IsRegular() {
 		return nil, fmt.Errorf("probe: %w: not a regular file", ErrUnreadable)
 	}
-	text, err := r.describe(ctx, path, "-show_format", "-show_streams", "-show_chapters", "-read_intervals", firstPackets, "-show_entries", frameEntries)
+	text, err := r.describe(ctx, path, "-show_format", "-show_streams", "-show_data_hash", "sha256", "-show_chapters", "-read_intervals", firstPackets, "-show_entries", frameEntries)
 	if err != nil {
 		return nil, err
 	}

@@ -33,6 +33,12 @@ type recipe struct {
 	pace    pacing
 	sound   sound
 	coding  coding
+	// window is the part of the source to work on; such a run writes the picture alone.
+	window window
+	// look makes the picture HDR; nil leaves its colours alone.
+	look *look
+	// joins names pieces that were made already, of which the picture is copied; nil to make it.
+	joins *joining
 }
 
 // hevcSide is the least side in pixels that x265 takes.
@@ -44,20 +50,14 @@ func (r recipe) hevc() bool {
 }
 
 // deep says that the output has 10 bits.
-func (r recipe) deep() bool { return deep(r.media.Video) }
+func (r recipe) deep() bool { return r.look != nil || deep(r.media.Video) }
 
 // output gives ffmpeg's options for the written file, and warnings for what it cannot carry.
 func (r recipe) output() ([]ffmpeg.Option, []string) {
-	options := []ffmpeg.Option{
-		ffmpeg.Opt("map", stream(r.media.Video.Index)),
-		ffmpeg.Opt("filter:v", graph(r.media.Video, r.plan, r.pace)),
-		ffmpeg.Opt("fps_mode", "vfr"),
+	options := r.picture()
+	if r.window.cut() {
+		return append(options, ffmpeg.Flag("dn"), ffmpeg.Opt("map_metadata", "-1"), ffmpeg.Int("map_chapters", -1)), nil
 	}
-	if r.pace == paceKept {
-		// The source's own unit of time: the default, one frame, would shift the frames of a variable rate.
-		options = append(options, ffmpeg.Opt("enc_time_base", "-1"))
-	}
-	options = append(options, r.videoCodec()...)
 	var warnings []string
 	for _, part := range []func() ([]ffmpeg.Option, []string){r.audio, r.subtitles, r.lost} {
 		more, warn := part()
@@ -68,7 +68,31 @@ func (r recipe) output() ([]ffmpeg.Option, []string) {
 	if r.media.Title != "" {
 		options = append(options, ffmpeg.Opt("metadata", "title="+r.media.Title))
 	}
-	return append(options, ffmpeg.Int("max_muxing_queue_size", 4096), ffmpeg.Opt("movflags", "+faststart")), warnings
+	options = append(options, ffmpeg.Int("max_muxing_queue_size", 4096))
+	if r.look == nil { // which puts the movie box in front itself
+		options = append(options, ffmpeg.Opt("movflags", "+faststart"))
+	}
+	return options, warnings
+}
+
+// picture gives the options that make the picture, or copy it from pieces.
+func (r recipe) picture() []ffmpeg.Option {
+	if r.joins != nil {
+		return r.joins.picture(r)
+	}
+	if r.look != nil {
+		return append(r.look.options(r), r.videoCodec()...)
+	}
+	options := []ffmpeg.Option{
+		ffmpeg.Opt("map", stream(r.media.Video.Index)),
+		ffmpeg.Opt("filter:v", r.window.filter()+graph(r.media.Video, r.plan, r.pace)),
+		ffmpeg.Opt("fps_mode", "vfr"),
+	}
+	if r.pace == paceKept {
+		// The source's own unit of time: the default, one frame, would shift the frames of a variable rate.
+		options = append(options, ffmpeg.Opt("enc_time_base", "-1"))
+	}
+	return append(options, r.videoCodec()...)
 }
 
 func stream(index int) string { return "0:" + strconv.Itoa(index) }
@@ -81,9 +105,13 @@ func (r recipe) videoCodec() []ffmpeg.Option {
 		if r.deep() {
 			profile = "high10"
 		}
-		return []ffmpeg.Option{
+		options := []ffmpeg.Option{
 			ffmpeg.Opt("c:v", "libx264"), ffmpeg.Opt("preset:v", r.options.H264Preset), crf, ffmpeg.Opt("profile:v", profile),
 		}
+		if r.look != nil {
+			options = append(options, ffmpeg.Opt("x264-params", "mastering-display="+masterDisplay(r.look.mastering)))
+		}
+		return options
 	}
 	profile := "main"
 	if r.deep() {
@@ -99,17 +127,25 @@ func (r recipe) videoCodec() []ffmpeg.Option {
 func (r recipe) x265() string {
 	v := r.media.Video
 	params := []string{"log-level=error", "pools=" + strconv.Itoa(r.threads)}
+	if r.look != nil {
+		return strings.Join(append(params, r.look.x265()...), ":")
+	}
 	if v.Transfer == "smpte2084" {
 		params = append(params, "hdr10=1", "repeat-headers=1")
 	}
 	if m := v.Mastering; m != nil {
-		params = append(params, fmt.Sprintf("master-display=G(%d,%d)B(%d,%d)R(%d,%d)WP(%d,%d)L(%d,%d)",
-			m.GreenX, m.GreenY, m.BlueX, m.BlueY, m.RedX, m.RedY, m.WhiteX, m.WhiteY, m.MaxLuminance, m.MinLuminance))
+		params = append(params, "master-display="+masterDisplay(*m))
 	}
 	if l := v.Light; l != nil {
 		params = append(params, fmt.Sprintf("max-cll=%d,%d", l.MaxContent, l.MaxAverage))
 	}
 	return strings.Join(params, ":")
+}
+
+// masterDisplay writes mastering metadata as both encoders take it.
+func masterDisplay(m ffmpeg.Mastering) string {
+	return fmt.Sprintf("G(%d,%d)B(%d,%d)R(%d,%d)WP(%d,%d)L(%d,%d)",
+		m.GreenX, m.GreenY, m.BlueX, m.BlueY, m.RedX, m.RedY, m.WhiteX, m.WhiteY, m.MaxLuminance, m.MinLuminance)
 }
 
 // audio keeps every track, up to tracksMost.

@@ -21,6 +21,9 @@ import (
 func (e *editor) convert(ctx context.Context, task engine.Task, r recipe) (engine.Output, *ffmpeg.Media, error) {
 	var written *ffmpeg.Media
 	out, err := e.encode(ctx, task, &r)
+	if err == nil && r.look != nil {
+		err = r.look.finish(ctx, task.Output)
+	}
 	if err == nil {
 		written, err = e.check(ctx, task, r, &out)
 	}
@@ -46,11 +49,16 @@ func (e *editor) encode(ctx context.Context, task engine.Task, r *recipe) (engin
 	if err != nil {
 		return engine.Output{}, fmt.Errorf("output path: %w", err)
 	}
+	if r.look != nil && r.joins == nil {
+		if err := r.look.write(task.Scratch); err != nil {
+			return engine.Output{}, err
+		}
+	}
 	for {
 		options, warnings := r.output()
 		var frames atomic.Int64
-		err := e.runner.Run(ctx, ffmpeg.Command{
-			Args: e.runner.Args(ffmpeg.Input{Path: input}, ffmpeg.Output{Path: output, Format: "mp4", Options: options}),
+		err := e.run(ctx, r, ffmpeg.Command{
+			Args: e.arguments(r, input, ffmpeg.Output{Path: output, Format: "mp4", Options: options}),
 			Progress: func(n int64, _ time.Duration) {
 				frames.Store(n)
 				if task.Progress != nil && task.Plan.Frames > 0 {
@@ -63,11 +71,32 @@ func (e *editor) encode(ctx context.Context, task engine.Task, r *recipe) (engin
 			return engine.Output{Warnings: warnings}, nil
 		}
 		// A muxer that cannot take an audio track says so before the first frame is out.
-		if !refused(err) || frames.Load() > 0 || len(r.media.Audio) == 0 || r.sound+1 == soundEnd {
+		if !refused(err) || frames.Load() > 0 || len(r.media.Audio) == 0 || r.window.cut() || r.sound+1 == soundEnd {
 			return engine.Output{}, failure(err)
 		}
 		r.sound++
 	}
+}
+
+// arguments are those of one run of a recipe.
+func (e *editor) arguments(r *recipe, input string, out ffmpeg.Output) []string {
+	source := ffmpeg.Input{Path: input, Options: r.window.input(r.media.Video)}
+	if r.joins != nil {
+		return e.runner.JoinArgs(source, r.joins.input(), out)
+	}
+	outputs := []ffmpeg.Output{out}
+	if r.look != nil {
+		outputs = append(outputs, r.look.measured())
+	}
+	return e.runner.ArgsOf([]ffmpeg.Input{source}, outputs)
+}
+
+// run runs ffmpeg, and takes what a look measures on the way.
+func (e *editor) run(ctx context.Context, r *recipe, c ffmpeg.Command) error {
+	if r.look == nil || r.joins != nil {
+		return e.runner.Run(ctx, c)
+	}
+	return r.look.run(ctx, e.runner, r.plan, c)
 }
 
 // refused says that ffmpeg gave up by itself.
@@ -111,6 +140,11 @@ func (e *editor) check(ctx context.Context, task engine.Task, r recipe, out *eng
 	if v.Width != r.plan.Width || v.Height != r.plan.Height || v.Rotation != 0 {
 		return nil, fmt.Errorf("output is %dx%d turned by %d, planned %dx%d", v.Width, v.Height, v.Rotation, r.plan.Width, r.plan.Height)
 	}
+	if r.look != nil {
+		if err := r.look.verify(v); err != nil {
+			return nil, err
+		}
+	}
 	expected := source.Frames
 	if r.pace != paceKept {
 		expected = r.plan.Frames
@@ -143,6 +177,9 @@ func (r recipe) facts(written *ffmpeg.Video, tracks int) map[string]any {
 	facts := map[string]any{
 		"method": "lanczos", "frames": written.Frames, "fps": written.FPS, "fps_method": string(r.pace), "audio_tracks": tracks,
 		"bit_depth": written.BitDepth,
+	}
+	if r.look != nil {
+		r.look.facts(facts)
 	}
 	switch r.media.Video.Transfer {
 	case "smpte2084":

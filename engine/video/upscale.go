@@ -41,6 +41,7 @@ func (e *editor) upscale() engine.Tool {
 			out, _, err := e.convert(ctx, task, e.recipe(c, media, task.Plan))
 			return out, err
 		},
+		Parts: parted(e, 1, e.recipe),
 	})
 }
 

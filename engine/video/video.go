@@ -22,6 +22,11 @@ type Options struct {
 	// Stall is how long a run may stand still before it is ended; by default 2 minutes, and 20 s more for each megapixel of the
 	// output, because an encoder holds frames back before it gives the first.
 	Stall time.Duration
+	// Segment is how much work of one ordinary core a part of a long video should be, so that several workers can share it and a
+	// crash costs no more; 0 never cuts a video.
+	Segment time.Duration
+	// HDR is how video_hdr makes light of standard video; by default HDRNatural.
+	HDR HDRMethod
 }
 
 func (o Options) withDefaults() Options {
@@ -33,6 +38,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.CRF == 0 {
 		o.CRF = 17
+	}
+	if o.HDR == "" {
+		o.HDR = HDRNatural
 	}
 	return o
 }
@@ -48,13 +56,14 @@ func (o Options) stall(p engine.Plan) time.Duration {
 // Tools are the video tools, in the order of the API document.
 func Tools(runner *ffmpeg.Runner, options Options) []engine.Tool {
 	e := &editor{runner: runner, options: options.withDefaults()}
-	return []engine.Tool{e.upscale()}
+	return []engine.Tool{e.upscale(), e.hdr()}
 }
 
 // editor is what every tool works with.
 type editor struct {
 	runner  *ffmpeg.Runner
 	options Options
+	known   known
 }
 
 // measure reads the facts of a source file. What is no video that can be worked on is a Failure.
