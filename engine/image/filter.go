@@ -112,7 +112,7 @@ func (o Options) filtered(ctx context.Context, name string, task engine.Task, pr
 	}
 	var faces faceResult
 	if prep.faces {
-		faces, err = o.restoreFaces(ctx, faceJob{source: source.raster, scale: 1, quality: source.codingQuality(task.Input), filter: prep.filter})
+		faces, err = o.restoreFaces(ctx, faceJob{source: source.raster, scale: 1, filter: prep.filter})
 		out.overlays = faces.overlays
 	}
 	if err != nil {
