@@ -126,8 +126,8 @@ func FuzzParseManifest(f *testing.F) {
 			}
 		} else {
 			for _, length := range []int{1, 15, 16, 17, 1000, 65500} {
-				checkCutting(t, model, length, 0)
-				checkCutting(t, model, length, 333)
+				checkCutting(t, model, length, 0, 0)
+				checkCutting(t, model, length, 333, 0)
 			}
 		}
 		again, err := json.Marshal(m)
@@ -147,12 +147,17 @@ func FuzzParseManifest(f *testing.F) {
 	})
 }
 
-// checkCutting demands that pieces cover a length once, each with its overlap inside its window, which begins at a multiple.
-func checkCutting(t *testing.T, m *Model, length, begin int) {
+// checkCutting demands that pieces cover a length once, each with its overlap inside its window, which begins at a multiple and is no
+// larger than the manifest's tile or the one asked for.
+func checkCutting(t *testing.T, m *Model, length, begin, tile int) {
 	t.Helper()
-	c, overlap, multiple, end := m.cut(length, begin), m.manifest.Overlap, m.manifest.Multiple, 0
-	if c.window%multiple != 0 || c.window > m.manifest.Tile {
-		t.Fatalf("length %d from %d: window of %d for tiles of %d, multiple %d", length, begin, c.window, m.manifest.Tile, multiple)
+	c, overlap, multiple, end := m.cut(length, begin, tile), m.manifest.Overlap, m.manifest.Multiple, 0
+	most := m.manifest.Tile
+	if !m.fixed {
+		most = max(most, tile)
+	}
+	if c.window%multiple != 0 || c.window > most {
+		t.Fatalf("length %d from %d: window of %d for tiles of %d, multiple %d", length, begin, c.window, most, multiple)
 	}
 	for i := range c.count {
 		from, to, start := c.at(i)
@@ -173,7 +178,9 @@ func TestCutting(t *testing.T) {
 			m := &Model{manifest: &Manifest{Tile: c[0], Overlap: c[1], Multiple: c[2]}, fixed: fixed}
 			for length := 1; length < 300; length++ {
 				for _, begin := range []int{0, 1, -5, 23, length} {
-					checkCutting(t, m, length, begin)
+					for _, tile := range []int{0, 16, c[0] + 1, 2*c[0] + 7} {
+						checkCutting(t, m, length, begin, tile)
+					}
 				}
 			}
 		}

@@ -85,7 +85,18 @@ func (m *Model) Memory() int64 {
 		}
 		return area * m.pixelBytes
 	}
+	return m.MemoryAt(0)
+}
+
+// MemoryAt is Memory for runs with How.Tile.
+func (m *Model) MemoryAt(tile int) int64 {
+	if m.manifest.Whole != nil {
+		return m.Memory()
+	}
 	side := int64(m.manifest.Tile)
+	if !m.fixed {
+		side = max(side, int64(tile))
+	}
 	return side * side * m.pixelBytes * int64(m.runtime.threads)
 }
 
@@ -401,7 +412,7 @@ func (m *Model) trialPixels() int64 {
 	if w, h, ok := m.Whole(trialSide, trialSide); ok {
 		return int64(w) * int64(h)
 	}
-	tile := m.cut(trialSide, 0)
+	tile := m.cut(trialSide, 0, 0)
 	return int64(tile.window) * int64(tile.window)
 }
 

@@ -182,6 +182,15 @@ func TestTiledIsUntiled(t *testing.T) {
 			t.Errorf("tiles of %d differ by %.3f codes", tile, d)
 		}
 	}
+	for _, tile := range []int{90, 400} {
+		larger, err := open(t, 2, chance(64, 16, 5)).Find(Upscale, 2).Run(t.Context(), in, How{Tile: tile})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d := difference(t, whole.Planes[0], larger.Planes[0]); d > 0.01 {
+			t.Errorf("tiles of %d asked for differ by %.3f codes", tile, d)
+		}
+	}
 	// The check is worth something only if tiles without the overlap would show.
 	narrow := chance(64, 16, 5)
 	narrow["x2.json"] = strings.Replace(narrow["x2.json"], `"overlap": 9`, `"overlap": 1`, 1)

@@ -28,6 +28,9 @@ type How struct {
 	// Level is for models that have one (see Levels): the strength to work with, such as the standard deviation of the noise,
 	// where 1 is the whole range from black to white.
 	Level float32
+	// Tile is the side of the windows in which the patch is computed, in pixels, where it is larger than that of the manifest: less is
+	// computed twice, and more memory needed (see MemoryAt). A model for one size of window keeps to that.
+	Tile int
 	// Into are planes whose memory is used for the output where it is large enough. May be nil.
 	Into [][]float32
 }
@@ -163,7 +166,7 @@ func (j *run) pieces(give func(func(*scratch) error) bool) {
 		return
 	}
 	width, height := j.in.Width-j.how.Left-j.how.Right, j.in.Height-j.how.Top-j.how.Bottom
-	across, down := m.cut(width, j.how.X+j.how.Left), m.cut(height, j.how.Y+j.how.Top)
+	across, down := m.cut(width, j.how.X+j.how.Left, j.how.Tile), m.cut(height, j.how.Y+j.how.Top, j.how.Tile)
 	for y := range down.count {
 		for x := range across.count {
 			if !give(func(s *scratch) error { return j.tile(s, across, down, x, y) }) {
@@ -178,11 +181,15 @@ func (j *run) pieces(give func(func(*scratch) error) bool) {
 // at a multiple of the net's, before the first piece.
 type cutting struct{ length, count, step, window, first int }
 
-// cut divides a length, which begins at the given place in the picture, into pieces of about one size.
-func (m *Model) cut(length, begin int) cutting {
+// cut divides a length, which begins at the given place in the picture, into pieces of about one size, by windows of at most tile or the
+// model's own.
+func (m *Model) cut(length, begin, tile int) cutting {
 	overlap, multiple := m.manifest.Overlap, m.manifest.Multiple
 	up := func(n int) int { return (n + multiple - 1) / multiple * multiple }
 	core := m.manifest.core()
+	if tile > m.manifest.Tile && !m.fixed {
+		core += (tile - m.manifest.Tile) / multiple * multiple
+	}
 	c := cutting{length: length, count: (length + core - 1) / core}
 	c.step = up((length + c.count - 1) / c.count)
 	c.count = (length + c.step - 1) / c.step
