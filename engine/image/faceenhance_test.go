@@ -64,33 +64,47 @@ func theFace(t testing.TB, img image.Image) face {
 	return found[0]
 }
 
-// TestFaceEnhanceBettersAFace makes a photo half as large, has it enlarged again with and without face_enhance, and compares the face with the
-// photo's.
+// TestFaceEnhanceBettersAFace makes a photo half as large in several ways, has it enlarged again with and without face_enhance, and compares
+// the face with the photo's.
 func TestFaceEnhanceBettersAFace(t *testing.T) {
 	t.Parallel()
 	whole := decodeFile(t, astronaut)
-	low := jpegBytes(t, imaging.Resize(whole, 256, 256, imaging.Linear), 90)
-	plainOut, plain := job{format: "png"}.must(t, low)
-	out, enhanced := job{format: "png", config: `{"face_enhance":true}`}.must(t, low)
-	if plainOut.Facts["faces"] != nil || out.Facts["faces"] != 1 || out.Facts["faces_enhanced"] != 1 || len(out.Warnings) != 0 {
-		t.Errorf("%v, then %v %v", plainOut.Facts, out.Facts, out.Warnings)
-	}
 	f := theFace(t, whole)
-	p0, s0 := faceScore(t, plain, whole, f)
-	p1, s1 := faceScore(t, enhanced, whole, f)
-	t.Logf("%.2f dB %.4f without, %.2f dB %.4f with", p0, s0, p1, s1)
-	if p1 < p0+0.2 || s1 < s0+0.002 {
-		t.Errorf("%.2f dB %.4f without, %.2f dB %.4f with", p0, s0, p1, s1)
-	}
-	// What is not the face is as it was.
-	for _, at := range [][2]int{{10, 10}, {500, 20}, {100, 400}, {int(f.x), int(f.y + 1.1*f.size)}, {int(f.x + 0.9*f.size), int(f.y)}} {
-		if plain.At(at[0], at[1]) != enhanced.At(at[0], at[1]) {
-			t.Errorf("the pixel at %v changed", at)
+	shipped := Options{Neural: models(t, nil)}
+	for _, c := range []struct {
+		name    string
+		options Options
+		filter  imaging.ResampleFilter
+		quality int
+	}{
+		{"soft, classical", Options{}, imaging.Linear, 90},
+		{"soft", shipped, imaging.Linear, 90},
+		{"sharp", shipped, imaging.Lanczos, 95},
+		{"coarsely coded", shipped, imaging.Box, 75},
+	} {
+		low := jpegBytes(t, imaging.Resize(whole, 256, 256, c.filter), c.quality)
+		plainOut, plain := job{options: c.options, format: "png"}.must(t, low)
+		out, enhanced := job{options: c.options, format: "png", config: `{"face_enhance":true}`}.must(t, low)
+		if plainOut.Facts["faces"] != nil || out.Facts["faces"] != 1 || out.Facts["faces_enhanced"] != 1 || len(out.Warnings) != 0 {
+			t.Errorf("%s: %v, then %v %v", c.name, plainOut.Facts, out.Facts, out.Warnings)
+		}
+		p0, s0 := faceScore(t, plain, whole, f)
+		p1, s1 := faceScore(t, enhanced, whole, f)
+		t.Logf("%s: %.2f dB %.4f without, %.2f dB %.4f with", c.name, p0, s0, p1, s1)
+		if p1 < p0+0.2 || s1 < s0+0.004 {
+			t.Errorf("%s: %.2f dB %.4f without, %.2f dB %.4f with", c.name, p0, s0, p1, s1)
+		}
+		// What is not the face is as it was.
+		for _, at := range [][2]int{{10, 10}, {500, 20}, {100, 400}, {int(f.x), int(f.y + 1.1*f.size)}, {int(f.x + 0.9*f.size), int(f.y)}} {
+			if plain.At(at[0], at[1]) != enhanced.At(at[0], at[1]) {
+				t.Errorf("%s: the pixel at %v changed", c.name, at)
+			}
 		}
 	}
 }
 
-// TestFaceEnhancePortrait scores the real 240p file against the 720p file of the same photo: enlarged 4 times, reduced to 720p, on the face.
+// TestFaceEnhancePortrait scores the real 240p file against the 720p file of the same photo: enlarged 4 times, reduced to 720p, on the face. The
+// two files lie 0.4 pixels apart and the smaller is oversharp, so that the best of all 13x13 filters would gain 1.3 dB, and most of that by the shift.
 func TestFaceEnhancePortrait(t *testing.T) {
 	t.Parallel()
 	faces := samples(t, "faces")
@@ -102,11 +116,11 @@ func TestFaceEnhancePortrait(t *testing.T) {
 	f := theFace(t, want)
 	var decibels, similarity [2]float64
 	for i, config := range []string{`{"scale":4}`, `{"scale":4,"face_enhance":true}`} {
-		_, got := job{format: "png", config: config}.must(t, low)
+		_, got := job{options: Options{Neural: models(t, nil)}, config: config}.must(t, low)
 		decibels[i], similarity[i] = faceScore(t, imaging.Resize(got, 1280, 720, imaging.Linear), want, f)
 	}
 	t.Logf("without %.3f dB %.4f, with %.3f dB %.4f", decibels[0], similarity[0], decibels[1], similarity[1])
-	if decibels[1] <= decibels[0] || similarity[1] <= similarity[0] {
+	if decibels[1] < decibels[0]+0.08 || similarity[1] < similarity[0]+0.003 {
 		t.Errorf("without %.3f dB %.4f, with %.3f dB %.4f", decibels[0], similarity[0], decibels[1], similarity[1])
 	}
 }

@@ -240,11 +240,16 @@ func cleanness(ctx context.Context, input string, source *picture) (float32, err
 	}
 	const code, little, much = 1. / 255, 2, 14 // standard deviations of the noise in 8-bit codes
 	clean := min(max((much-noise.luma/code)/(much-little), 0), 1)
-	if source.header.format == "jpeg" {
-		const good, bad = 92, 40 // qualities
-		clean *= min(max((jpegQuality(input)-bad)/(good-bad), 0), 1)
+	const good, bad = 92, 40 // qualities
+	return clean * min(max((source.codingQuality(input)-bad)/(good-bad), 0), 1), nil
+}
+
+// codingQuality is the quality of a picture that came as a JPEG, and 100 of any other. input is its file.
+func (p *picture) codingQuality(input string) float32 {
+	if p.header.format != "jpeg" {
+		return 100
 	}
-	return clean, nil
+	return jpegQuality(input)
 }
 
 // jpegQuality is the quality, 1 to 100, whose luma quantisers are those of a JPEG file, by the usual scaling of the standard's own

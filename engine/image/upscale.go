@@ -62,7 +62,7 @@ func (o Options) upscale(ctx context.Context, c upscaleConfig, task engine.Task)
 	how, err := o.enlarger(ctx, c.Scale, task.Input, source)
 	var faces faceResult
 	if err == nil && c.FaceEnhance {
-		faces, err = o.restoreFaces(ctx, faceJob{source: source.raster, scale: c.Scale, enlarge: how.band})
+		faces, err = o.restoreFaces(ctx, faceJob{source: source.raster, scale: c.Scale, quality: source.codingQuality(task.Input), enlarge: how.band})
 		out.overlays = faces.overlays
 	}
 	var result engine.Output
