@@ -39,6 +39,8 @@ type recipe struct {
 	look *look
 	// joins names pieces that were made already, of which the picture is copied; nil to make it.
 	joins *joining
+	// frames has Go work on the frames, between two processes; nil leaves all to one.
+	frames *frames
 }
 
 // hevcSide is the least side in pixels that x265 takes.
@@ -79,6 +81,9 @@ func (r recipe) output() ([]ffmpeg.Option, []string) {
 func (r recipe) picture() []ffmpeg.Option {
 	if r.joins != nil {
 		return r.joins.picture(r)
+	}
+	if r.frames != nil {
+		return r.framed()
 	}
 	if r.look != nil {
 		return append(r.look.options(r), r.videoCodec()...)

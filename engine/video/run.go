@@ -57,15 +57,11 @@ func (e *editor) encode(ctx context.Context, task engine.Task, r *recipe) (engin
 	for {
 		options, warnings := r.output()
 		var frames atomic.Int64
-		err := e.run(ctx, r, ffmpeg.Command{
-			Args: e.arguments(r, input, ffmpeg.Output{Path: output, Format: "mp4", Options: options}),
-			Progress: func(n int64, _ time.Duration) {
-				frames.Store(n)
-				if task.Progress != nil && task.Plan.Frames > 0 {
-					task.Progress(min(1, float64(n)/float64(task.Plan.Frames)))
-				}
-			},
-			StallTimeout: e.options.stall(r.plan),
+		err := e.run(ctx, r, input, ffmpeg.Output{Path: output, Format: "mp4", Options: options}, func(n int64, _ time.Duration) {
+			frames.Store(n)
+			if task.Progress != nil && task.Plan.Frames > 0 {
+				task.Progress(min(1, float64(n)/float64(task.Plan.Frames)))
+			}
 		})
 		if err == nil {
 			return engine.Output{Warnings: warnings}, nil
@@ -91,8 +87,12 @@ func (e *editor) arguments(r *recipe, input string, out ffmpeg.Output) []string 
 	return e.runner.ArgsOf([]ffmpeg.Input{source}, outputs)
 }
 
-// run runs ffmpeg, and takes what a look measures on the way.
-func (e *editor) run(ctx context.Context, r *recipe, c ffmpeg.Command) error {
+// run runs a recipe once: in one process, of which a look measures on the way, or in two with Go between them.
+func (e *editor) run(ctx context.Context, r *recipe, input string, out ffmpeg.Output, progress func(int64, time.Duration)) error {
+	if r.frames != nil && r.joins == nil {
+		return e.pipe(ctx, r, input, out, progress)
+	}
+	c := ffmpeg.Command{Args: e.arguments(r, input, out), Progress: progress, StallTimeout: e.options.stall(r.plan)}
 	if r.look == nil || r.joins != nil {
 		return e.runner.Run(ctx, c)
 	}
