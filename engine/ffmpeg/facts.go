@@ -23,8 +23,9 @@ type probeData struct {
 
 type probeStream struct {
 	ffprobe.Stream
-	SideData []sideData `json:"side_data_list"`
-	Setup    string     `json:"extradata_hash"`
+	ChromaLocation string     `json:"chroma_location"`
+	SideData       []sideData `json:"side_data_list"`
+	Setup          string     `json:"extradata_hash"`
 }
 
 // probeFrames is the JSON of the first frames of a file.
@@ -201,7 +202,8 @@ func videoFacts(s *probeStream) *Video {
 		Index: s.Index, Codec: s.CodecName, Width: s.Width, Height: s.Height,
 		SAR: parseRatio(s.SampleAspectRatio), PixelFormat: known(s.PixFmt), Setup: s.Setup,
 		Primaries: known(s.ColorPrimaries), Transfer: known(s.ColorTransfer), Matrix: known(s.ColorSpace), Range: known(s.ColorRange),
-		Interlaced: slices.Contains([]string{"tt", "bb", "tb", "bt"}, s.FieldOrder),
+		ChromaLocation: known(s.ChromaLocation),
+		Interlaced:     slices.Contains([]string{"tt", "bb", "tb", "bt"}, s.FieldOrder),
 	}
 	v.BitDepth, v.Alpha = pixelFacts(v.PixelFormat)
 	if claimed, err := strconv.ParseInt(s.NbFrames, 10, 64); err == nil {

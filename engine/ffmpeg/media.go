@@ -52,6 +52,8 @@ type Video struct {
 	Alpha bool
 	// The colour tags by ffmpeg's names. Range is tv or pc.
 	Primaries, Transfer, Matrix, Range string
+	// ChromaLocation is where a sample of chroma lies among those of luma that share it, such as left or center.
+	ChromaLocation string
 	// Unit is what times are counted in, in seconds; unknown when the container does not say.
 	Unit Ratio
 	// Interlaced says that the first frames are flagged so.

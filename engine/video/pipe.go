@@ -426,6 +426,9 @@ func (r recipe) encoderInputs(path string, offset int64) []ffmpeg.Input {
 	pipe := ffmpeg.Input{Pipe: "matroska", Options: []ffmpeg.Option{
 		ffmpeg.Int("thread_queue_size", 2), ffmpeg.Opt("itsoffset", strconv.FormatInt(offset, 10)+"us"),
 	}}
+	if at := allowed(r.media.Video.ChromaLocation, []string{"left", "center", "topleft", "top", "bottomleft", "bottom"}); at != "" {
+		pipe.Options = append(pipe.Options, ffmpeg.Opt("chroma_sample_location", at))
+	}
 	if r.window.cut() {
 		return []ffmpeg.Input{pipe}
 	}
