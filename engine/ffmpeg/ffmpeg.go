@@ -81,7 +81,10 @@ const oldestMajor = 5
 
 // What every run relies on.
 var (
-	neededFilters  = []string{"zscale", "scale", "minterpolate", "framerate", "fps", "tpad", "trim", "bwdif", "setparams"}
+	neededFilters = []string{
+		"zscale", "scale", "minterpolate", "framerate", "fps", "tpad", "trim", "bwdif", "setparams", "lut3d", "split", "extractplanes", "blend", "pad",
+		"fillborders",
+	}
 	neededEncoders = []string{"libx264", "libx265", "aac", "mov_text"}
 )
 

@@ -43,7 +43,7 @@ func (c coding) crf(o Options) int { return min(o.CRF+c.coarser, 51) }
 // refused is the warning for a codec that was asked for and cannot be had, or "".
 func (r recipe) refused() string {
 	if r.coding.codec == codecH265 && !r.hevc() {
-		return fmt.Sprintf("H.265 takes no side below %d pixels; the video was encoded as H.264.", hevcSide)
+		return fmt.Sprintf("H.265 is made for sides of at least %d pixels; the video was encoded as H.264.", hevcSide)
 	}
 	return ""
 }

@@ -20,13 +20,13 @@ func TestCoding(t *testing.T) {
 	}{
 		{"", "", 64, 8, "libx264 high 17", false},
 		{"", "", 64, 10, "libx265 main10 17", false},
-		{"", "", 16, 10, "libx264 high10 17", false},
+		{"", "", 62, 10, "libx264 high10 17", false},
 		{"h264", "high", 64, 8, "libx264 high 17", false},
 		{"h264", "medium", 64, 8, "libx264 high 21", false},
 		{"h264", "low", 64, 10, "libx264 high10 26", false},
 		{"h265", "high", 64, 8, "libx265 main 17", false},
 		{"h265", "medium", 64, 10, "libx265 main10 21", false},
-		{"h265", "low", 16, 8, "libx264 high 26", true},
+		{"h265", "low", 62, 8, "libx264 high 26", true},
 	} {
 		r := recipe{
 			media:   &ffmpeg.Media{Video: &ffmpeg.Video{Width: c.side, Height: c.side, FPS: 25, PixelFormat: "yuv420p", BitDepth: c.bits}},
