@@ -68,7 +68,10 @@ type Node struct {
 	URL string
 
 	// busy is held while something happens to the process that must not be mixed with something else.
-	busy    sync.Mutex
+	busy sync.Mutex
+	// starting is held until a process that was started is the node's: it may speak, and be killed for it, before that.
+	starting sync.Mutex
+
 	fleet   *Fleet
 	command string
 	env     map[string]string
@@ -227,11 +230,21 @@ func (f *Fleet) Start(name, command string, more ...string) *Node {
 // Again starts the node's process anew, behind the same proxies; an earlier one must have ended.
 func (n *Node) Again() {
 	n.fleet.Helper()
+	n.starting.Lock()
+	defer n.starting.Unlock()
 	if n.program != "" {
 		n.Process = testbed.StartProgram(n.fleet.T, n.Name, n.program, n.env, n.args...)
 		return
 	}
 	n.Process = testbed.Start(n.fleet.T, n.Name, n.env, n.command)
+}
+
+// Kill ends the node's process at once and waits until it is gone.
+func (n *Node) Kill() {
+	n.starting.Lock()
+	process := n.Process
+	n.starting.Unlock()
+	process.Kill()
 }
 
 // Run starts another build of the program as this node, with more environment given as name and value.
