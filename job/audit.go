@@ -30,6 +30,9 @@ var rules = []billing.Rule{
 				COALESCE(SUM(CASE WHEN j.media = 'video' THEN 1 ELSE 0 END), 0) AS videos
 			FROM accounts a2 LEFT JOIN jobs j ON j.account_id = a2.id AND j.status IN ('queued', 'processing') GROUP BY a2.id) s ON s.id = a.id
 		WHERE a.active_image <> s.images OR a.active_video <> s.videos`},
+	{Name: "only a job in progress has segments", Query: `
+		SELECT s.job_id, 'segment ' || s.number || ' of a job that is ' || COALESCE(j.status, 'unknown') FROM segments s LEFT JOIN jobs j ON j.id = s.job_id
+		WHERE j.id IS NULL OR j.status NOT IN ('queued', 'processing') OR j.media <> 'video'`},
 	{Name: "an upload is consumed by one job of its account", Query: `
 		SELECT u.id, 'job ' || u.job_id FROM uploads u LEFT JOIN jobs j ON j.id = u.job_id AND j.upload_id = u.id AND j.account_id = u.account_id
 		WHERE u.status = 'consumed' AND j.id IS NULL`},

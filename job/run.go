@@ -107,6 +107,7 @@ func (s *Store) Succeed(ctx context.Context, j Job, object string, out engine.Ou
 			WHERE id = $1 AND fence = $2 AND status = 'processing'`}}
 	steps = append(steps, billing.Confirming(j.ID, freePlace(j.Media))...)
 	steps = append(steps, garbage(lostFenceGrace, discard...)...)
+	steps = append(steps, forgetting(j.ID, j.Media)...)
 	return s.settle(ctx, j.ID, j.Fence, Succeeded, func() error { return s.db.Batch(ctx, steps...) })
 }
 
@@ -225,6 +226,11 @@ func (e ended) undo(ctx context.Context, tx *sql.Tx) error {
 	}
 	if err := addGarbage(ctx, tx, lostFenceGrace, e.source, e.prefix); err != nil {
 		return err
+	}
+	if e.media == engine.Video {
+		if err := forgetRows(e.id).Run(ctx, tx); err != nil {
+			return err
+		}
 	}
 	if _, err := tx.ExecContext(ctx, `UPDATE accounts SET `+freePlace(e.media)+` WHERE id = $1`, e.account); err != nil {
 		return fmt.Errorf("free place in flight: %w", err)

@@ -200,12 +200,13 @@ func (s *Store) ExpireKeys(ctx context.Context, limit int) error {
 	return nil
 }
 
-// Referenced says whether a job, an upload or the garbage list still names the object: what nothing names is an orphan. The source of a
+// Referenced says whether a job, a part of one, an upload or the garbage list still names the object: what nothing names is an orphan. The source of a
 // job that has not ended counts before it is ready too: it may have been uploaded long before a worker takes the job.
 func (s *Store) Referenced(ctx context.Context, object string) (bool, error) {
 	var found bool
 	err := s.db.QueryRowContext(ctx, `SELECT EXISTS (SELECT 1 FROM jobs WHERE result_object = $1 AND result_object <> '')
 		OR EXISTS (SELECT 1 FROM jobs WHERE source_object = $1 AND (source_ready OR finished_at = 0))
+		OR EXISTS (SELECT 1 FROM segments WHERE object = $1 AND object <> '')
 		OR EXISTS (SELECT 1 FROM uploads WHERE object = $1 AND status = 'open') OR EXISTS (SELECT 1 FROM garbage WHERE object = $1)`, object).Scan(&found)
 	if err != nil {
 		return false, fmt.Errorf("look up object: %w", err)
@@ -215,6 +216,9 @@ func (s *Store) Referenced(ctx context.Context, object string) (bool, error) {
 
 // EndLeases ends every lease at once: for a process that knows itself to be the only one.
 func (s *Store) EndLeases(ctx context.Context) (int64, error) {
+	if _, err := s.db.ExecContext(ctx, `UPDATE segments SET lease_until = 1 WHERE status = 'running'`); err != nil {
+		return 0, fmt.Errorf("end leases: %w", err)
+	}
 	result, err := s.db.ExecContext(ctx, `UPDATE jobs SET lease_until = 1 WHERE status = 'processing'`)
 	if err != nil {
 		return 0, fmt.Errorf("end leases: %w", err)

@@ -28,6 +28,11 @@ func ResultKey(jobID string, fence int64, ext string) string {
 // ResultPrefix is what all results of a job start with, whatever the fence.
 func ResultPrefix(jobID string) string { return "results/" + jobID + "/" }
 
+// SegmentKey is where one run of a part of a job puts it: results/<job>/segments/<number>.<fence>.<ext>, by the part's own fence.
+func SegmentKey(jobID string, number int, fence int64, ext string) string {
+	return fmt.Sprintf("%ssegments/%d.%d%s", ResultPrefix(jobID), number, fence, suffix(ext))
+}
+
 func suffix(ext string) string {
 	ext = strings.ToLower(strings.TrimPrefix(ext, "."))
 	if len(ext) < 1 || len(ext) > 8 {

@@ -18,6 +18,9 @@ const (
 	queueImage = "image"
 	queueVideo = "video"
 	taskRun    = "run"
+	// queueHelp holds calls for help with a video that is under way. It is served after all queues of whole videos.
+	queueHelp = queueVideo + ".help"
+	taskHelp  = "help"
 	// stopChannel carries the ids of jobs that were canceled or deleted.
 	stopChannel = "enlarger:stop"
 )
@@ -41,7 +44,10 @@ func laneQueue(queue string, lane int) string {
 func lanes(queue string) map[string]int {
 	queues := map[string]int{}
 	for lane := range job.Lanes {
-		queues[laneQueue(queue, lane)] = job.Lanes - lane
+		queues[laneQueue(queue, lane)] = 1 + job.Lanes - lane
+	}
+	if queue == queueVideo {
+		queues[queueHelp] = 1
 	}
 	return queues
 }
@@ -96,6 +102,21 @@ func (d *Dispatcher) enqueue(ctx context.Context, w job.WakeUp, delay time.Durat
 		return false, fmt.Errorf("dispatch job: %w", err)
 	}
 	return true, nil
+}
+
+// callForHelp makes sure that so many wake-ups for the parts of a job are in Redis. A wake-up whose worker has died stays there for a minute or two;
+// the others still call.
+func (d *Dispatcher) callForHelp(ctx context.Context, id string, helpers int, patience time.Duration) error {
+	ctx, stop := context.WithTimeout(ctx, patience)
+	defer stop()
+	for i := range helpers {
+		_, err := d.client.EnqueueContext(ctx, asynq.NewTask(taskHelp, []byte(id)), asynq.TaskID(fmt.Sprintf("%s:help:%d", id, i)), asynq.Queue(queueHelp),
+			asynq.MaxRetry(1), asynq.Timeout(noDeadline))
+		if err != nil && !errors.Is(err, asynq.ErrTaskIDConflict) {
+			return fmt.Errorf("call for help: %w", err)
+		}
+	}
+	return nil
 }
 
 func wakeUpID(w job.WakeUp) string { return fmt.Sprintf("%s:%d", w.ID, w.Number) }

@@ -14,6 +14,7 @@ type Metrics struct {
 	claims, failures, ends               *prometheus.CounterVec
 	again, stale, silent, lost, repaired prometheus.Counter
 	orphans                              prometheus.Counter
+	segments                             *prometheus.CounterVec
 	running                              *prometheus.GaugeVec
 	steps, runs                          *prometheus.HistogramVec
 }
@@ -27,6 +28,14 @@ const (
 	endYielded    = "yielded"    // the worker drained
 	endLost       = "lost"       // canceled, deleted, or another worker's by now
 	endUnrecorded = "unrecorded" // the database did not hear of it: its lease ends by itself
+)
+
+// How the work on a part of a video ends, the label outcome.
+const (
+	segmentMade      = "made"
+	segmentFailed    = "failed"
+	segmentGivenBack = "given_back" // the worker drained, or the run it belongs to ended
+	segmentLost      = "lost"       // another worker's by now, or its job has ended
 )
 
 // NewMetrics makes the counters; register them once in a process.
@@ -51,6 +60,7 @@ func NewMetrics() *Metrics {
 		silent:   counter("heartbeats_failed_total", "Heartbeats that did not reach the database."),
 		lost:     counter("leases_lost_total", "Leases that this process's sweeper found ended."),
 		repaired: counter("wakeups_repaired_total", "Wake-ups that this process's sweeper found missing and sent again."),
+		segments: counters("segments_total", "Parts of long videos that this process worked on, by how that ended.", "outcome"),
 		orphans:  counter("orphans_removed_total", "Stored objects that no row named."),
 		running: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "enlarger_running", Help: "Runs under way in this process.",
@@ -61,7 +71,7 @@ func NewMetrics() *Metrics {
 }
 
 func (m *Metrics) all() []prometheus.Collector {
-	return []prometheus.Collector{m.claims, m.again, m.stale, m.ends, m.failures, m.silent, m.lost, m.repaired, m.orphans, m.running, m.steps, m.runs}
+	return []prometheus.Collector{m.claims, m.again, m.stale, m.ends, m.failures, m.silent, m.lost, m.repaired, m.orphans, m.segments, m.running, m.steps, m.runs}
 }
 
 // Describe is a prometheus.Collector's.
@@ -75,6 +85,12 @@ func (m *Metrics) Describe(to chan<- *prometheus.Desc) {
 func (m *Metrics) Collect(to chan<- prometheus.Metric) {
 	for _, c := range m.all() {
 		c.Collect(to)
+	}
+}
+
+func (m *Metrics) segment(outcome string) {
+	if m != nil {
+		m.segments.WithLabelValues(outcome).Inc()
 	}
 }
 

@@ -57,7 +57,7 @@ func (w *Worker) carry(j job.Job) error {
 	defer cancel(nil)
 	r := &run{
 		Worker: w, job: j, phase: j.Phase, kick: make(chan struct{}, 1), cancel: cancel,
-		log: w.Log.With(zap.String("job_id", j.ID), zap.String("tool", j.Tool), zap.Int64("fence", j.Fence), zap.String("account_id", j.AccountID)),
+		log: w.runLog(j),
 	}
 	w.mu.Lock()
 	w.running[j.ID] = r
@@ -81,6 +81,10 @@ func (w *Worker) carry(j job.Job) error {
 	heart.Wait()
 	r.log.Info("run ended", zap.Duration("took", time.Since(started)), zap.NamedError("why", err), zap.NamedError("unrecorded", outcome))
 	return outcome
+}
+
+func (w *Worker) runLog(j job.Job) *zap.Logger {
+	return w.Log.With(zap.String("job_id", j.ID), zap.String("tool", j.Tool), zap.Int64("fence", j.Fence), zap.String("account_id", j.AccountID))
 }
 
 // steps is the life of a run. Nothing looks back.
@@ -224,11 +228,8 @@ func (r *run) reserve(ctx context.Context) error {
 
 // process runs the tool and holds its result against the plan.
 func (r *run) process(ctx context.Context) error {
-	r.output = filepath.Join(r.dir, "result."+r.plan.Format)
-	task := engine.Task{
-		Plan: r.plan, Source: r.source, Input: r.input, Output: r.output, Scratch: r.dir,
-		Progress: func(done float64) { r.advance(int64(math.Floor(done * 100))) },
-	}
+	task := r.task()
+	r.output = task.Output
 	memory := min(r.order.Memory(task), r.Memory)
 	if err := r.memory.Acquire(ctx, memory); err != nil {
 		return fmt.Errorf("wait for memory: %w", err)
@@ -238,7 +239,7 @@ func (r *run) process(ctx context.Context) error {
 	limit := r.timeLimit()
 	timed, stop := context.WithTimeoutCause(ctx, limit, engine.Failf(engine.ProcessingTimeout, "The job was stopped after %v, the longest it may take.", limit))
 	defer stop()
-	if err := r.compute(timed, task); err != nil {
+	if err := r.make(timed, task); err != nil {
 		if late, ok := engine.AsFailure(context.Cause(timed)); ok && ctx.Err() == nil {
 			return late.Because(err)
 		}
@@ -250,21 +251,12 @@ func (r *run) process(ctx context.Context) error {
 	return nil
 }
 
-// compute runs the tool on a thread of its own, at low priority: in the all-in-one process clients are answered meanwhile.
-func (r *run) compute(ctx context.Context, task engine.Task) error {
-	done := make(chan error, 1)
-	go func() {
-		engine.LowPriority()
-		defer func() {
-			if p := recover(); p != nil {
-				done <- fmt.Errorf("panic: %v\n%s", p, debug.Stack())
-			}
-		}()
-		var err error
-		r.result, err = r.order.Process(ctx, task)
-		done <- err
-	}()
-	return <-done
+// task is the run's work on local files.
+func (r *run) task() engine.Task {
+	return engine.Task{
+		Plan: r.plan, Source: r.source, Input: r.input, Output: filepath.Join(r.dir, "result."+r.plan.Format), Scratch: r.dir,
+		Progress: func(done float64) { r.advance(int64(math.Floor(done * 100))) },
+	}
 }
 
 // timeLimit follows the work: no honest run needs ten times this on one slow core.

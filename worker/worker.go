@@ -13,6 +13,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hibiken/asynq"
@@ -91,6 +92,8 @@ func def[T comparable](field *T, value T) {
 var (
 	errStale = errors.New("the job is no longer this worker's")
 	errYield = errors.New("the worker is draining")
+	// errPartStale ends the work on one part, not the run.
+	errPartStale = errors.New("the part is no longer this worker's")
 )
 
 // Worker carries jobs until its context ends.
@@ -110,7 +113,10 @@ type Worker struct {
 
 	mu      sync.Mutex
 	running map[string]*run
+	parts   map[*part]struct{}
 	runs    sync.WaitGroup
+	// helps counts the times this worker helped, to tell their folders apart.
+	helps atomic.Int64
 }
 
 // New makes a worker and cleans up what dead workers left in the scratch directory.
@@ -133,6 +139,7 @@ func New(cfg Config) (*Worker, error) {
 		scratch:  dir,
 		draining: make(chan struct{}),
 		running:  map[string]*run{},
+		parts:    map[*part]struct{}{},
 	}
 	w.base, w.yieldAll = context.WithCancelCause(context.Background())
 	w.servers = []*asynq.Server{w.server(queueImage, cfg.ImageSlots), w.server(queueVideo, cfg.VideoSlots)}
@@ -220,6 +227,10 @@ func (w *Worker) handle(ctx context.Context, task *asynq.Task) error {
 	}
 	defer w.runs.Done()
 
+	if task.Type() == taskHelp {
+		w.help(id)
+		return nil
+	}
 	j, err := w.Jobs.Claim(w.base, id, w.Name, w.Lease)
 	if errors.Is(err, job.ErrStale) {
 		w.Metrics.duplicate()
@@ -244,6 +255,28 @@ func (w *Worker) enter() bool {
 	}
 }
 
+func (w *Worker) isDraining() bool {
+	select {
+	case <-w.draining:
+		return true
+	default:
+		return false
+	}
+}
+
+// enterPart and leavePart tell which parts are under way here.
+func (w *Worker) enterPart(p *part) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.parts[p] = struct{}{}
+}
+
+func (w *Worker) leavePart(p *part) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	delete(w.parts, p)
+}
+
 // listen passes on that jobs were canceled, so that their work stops now and not at the next heartbeat. It reconnects for ever.
 func (w *Worker) listen(ctx context.Context) {
 	messages := w.Redis.Subscribe(ctx, stopChannel)
@@ -259,6 +292,11 @@ func (w *Worker) listen(ctx context.Context) {
 			}
 			w.mu.Lock()
 			r := w.running[m.Payload]
+			for p := range w.parts {
+				if p.segment.JobID == m.Payload {
+					p.wakePart()
+				}
+			}
 			w.mu.Unlock()
 			if r != nil {
 				r.wake()

@@ -227,7 +227,7 @@ func (p *parts) openNeural(ctx context.Context) (*neural.Runtime, error) {
 
 func (p *parts) newCatalog(scratch string, models *neural.Runtime) (*engine.Catalog, error) {
 	s := p.settings
-	runner, err := ffmpeg.Open(ffmpeg.Config{FFmpeg: s.FFmpeg, FFprobe: s.FFprobe, Scratch: scratch})
+	runner, err := ffmpeg.Open(ffmpeg.Config{FFmpeg: s.FFmpeg, FFprobe: s.FFprobe, Scratch: scratch, Threads: s.Threads})
 	if err != nil {
 		return nil, err
 	}
@@ -242,7 +242,7 @@ func (p *parts) newCatalog(scratch string, models *neural.Runtime) (*engine.Cata
 		p.log.Warn("JPEG by Go alone, which takes three times as long: install libturbojpeg0, as `make deps` does", zap.Error(err))
 	}
 	tools := image.Tools(image.Options{FFmpeg: runner, Neural: models, Turbo: turbo, JPEGQuality: s.JPEGQuality, Edit: edit})
-	return engine.NewCatalog(limits, append(tools, video.Tools(runner, video.Options{})...)...), nil
+	return engine.NewCatalog(limits, append(tools, video.Tools(runner, video.Options{Segment: s.Segment})...)...), nil
 }
 
 func (p *parts) openDatabase(ctx context.Context, migrate bool) error {

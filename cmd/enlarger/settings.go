@@ -67,6 +67,9 @@ type settings struct {
 	ImageTimeout time.Duration `env:"ENLARGER_IMAGE_TIMEOUT" default:"15m" help:"Longest time an image may process."`
 	VideoTimeout time.Duration `env:"ENLARGER_VIDEO_TIMEOUT" default:"24h" help:"Longest time a video may process; shorter videos have shorter limits."`
 
+	Segment time.Duration `env:"ENLARGER_SEGMENT" default:"25s" help:"Long videos are cut into parts that take one processor core about this long, so that several workers share a video and a crash repeats one part; 0 carries every video whole."`
+	Threads int           `env:"ENLARGER_FFMPEG_THREADS" default:"0" help:"Threads that one run of ffmpeg may use; 0 means the number of CPUs."`
+
 	FFmpeg      string `env:"ENLARGER_FFMPEG" default:"ffmpeg" placeholder:"PATH" help:"The ffmpeg program."`
 	FFprobe     string `env:"ENLARGER_FFPROBE" default:"ffprobe" placeholder:"PATH" help:"The ffprobe program."`
 	JPEGQuality int    `env:"ENLARGER_JPEG_QUALITY" default:"0" help:"Quality of jpg results, 1-100; 0 means the engine's default."`
@@ -123,6 +126,12 @@ func (s *settings) check() error {
 	}
 	if s.Lease < 2*s.Heartbeat {
 		faults = append(faults, fmt.Errorf("ENLARGER_LEASE (%v) must be at least two heartbeats (ENLARGER_HEARTBEAT, %v)", s.Lease, s.Heartbeat))
+	}
+	if s.Segment != 0 && (s.Segment < time.Second || s.Segment > time.Hour) {
+		faults = append(faults, errors.New("ENLARGER_SEGMENT must be 0, or 1s to 1h"))
+	}
+	if s.Threads < 0 || s.Threads > 256 {
+		faults = append(faults, errors.New("ENLARGER_FFMPEG_THREADS must be 0 to 256"))
 	}
 	if s.AuditEvery < 0 {
 		faults = append(faults, errors.New("ENLARGER_AUDIT_EVERY must not be negative"))
