@@ -226,11 +226,13 @@ func (r *run) part(ctx context.Context, task engine.Task, s job.Segment) error {
 	var heart sync.WaitGroup
 	heart.Go(func() { p.beat(ctx, cancel) })
 	began := time.Now()
+	log := r.log.With(zap.Int("part", s.Part.Number), zap.Int64("part_fence", s.Fence))
+	log.Info("part begun")
 	err := p.work(ctx, task)
 	cause := context.Cause(ctx)
 	cancel(nil)
 	heart.Wait()
-	log := r.log.With(zap.Int("part", s.Part.Number), zap.Int64("part_fence", s.Fence), zap.Duration("took", time.Since(began)))
+	log = log.With(zap.Duration("took", time.Since(began)))
 	detached := context.WithoutCancel(ctx)
 	switch {
 	case err == nil:

@@ -127,8 +127,8 @@ func (s *settings) check() error {
 	if s.Lease < 2*s.Heartbeat {
 		faults = append(faults, fmt.Errorf("ENLARGER_LEASE (%v) must be at least two heartbeats (ENLARGER_HEARTBEAT, %v)", s.Lease, s.Heartbeat))
 	}
-	if s.Segment != 0 && (s.Segment < time.Second || s.Segment > time.Hour) {
-		faults = append(faults, errors.New("ENLARGER_SEGMENT must be 0, or 1s to 1h"))
+	if s.Segment != 0 && (s.Segment < 10*time.Millisecond || s.Segment > time.Hour) {
+		faults = append(faults, errors.New("ENLARGER_SEGMENT must be 0, or 10ms to 1h"))
 	}
 	if s.Threads < 0 || s.Threads > 256 {
 		faults = append(faults, errors.New("ENLARGER_FFMPEG_THREADS must be 0 to 256"))
