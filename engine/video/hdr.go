@@ -205,9 +205,10 @@ func (l *look) measured() ffmpeg.Output {
 	}}
 }
 
-// x265 are the encoder's parameters for static metadata. The light levels are known only when it has ended; finish writes them.
+// x265 are the encoder's parameters for static metadata. The light levels are known only when it has ended: finish writes them over these,
+// which stand at every key frame.
 func (l *look) x265() []string {
-	return []string{"hdr10=1", "master-display=" + masterDisplay(l.mastering)}
+	return []string{"hdr10=1", "master-display=" + masterDisplay(l.mastering), fmt.Sprintf("max-cll=%d,%d", hdrPeak, hdrPeak)}
 }
 
 // run encodes with the meter on the second output.

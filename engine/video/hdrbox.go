@@ -6,38 +6,96 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math"
+	"os"
 	"slices"
 
 	"enlarger/engine/ffmpeg"
 )
 
 // finishHDR writes static metadata into an MP4 file: the boxes mdcv and clli beside the picture's description, whatever wrote the file, and
-// the light levels as a message inside an H.265 description; the encoder has put the display's message into its stream. The movie box comes to stand in front.
+// the light levels into the messages of an H.265 stream, in its description and at every key frame, where the encoder has kept the place.
+// The movie box comes to stand in front. path is written anew; light is of the whole video.
 func finishHDR(ctx context.Context, path string, m ffmpeg.Mastering, light ffmpeg.Light) error {
 	display := masteringBox(m)
 	level := lightLevel(light)
-	return editMovie(ctx, path, func(moov *box) error {
-		entries := 0
+	var tables []*box
+	change := func(moov *box) error {
 		err := moov.walk(func(b *box) error {
-			if b.kind != "stsd" {
+			if b.kind != "stbl" {
 				return nil
 			}
-			for _, entry := range b.children {
-				if _, visual := headSize(entry.kind, b.kind); !visual {
+			description := b.child("stsd")
+			if description == nil {
+				return fmt.Errorf("%w: a track without a description", errBoxes)
+			}
+			for _, entry := range description.children {
+				if _, visual := headSize(entry.kind, description.kind); !visual {
 					continue
 				}
-				entries++
+				tables = append(tables, b)
 				if err := describeHDR(entry, display, level); err != nil {
 					return err
 				}
 			}
 			return nil
 		})
-		if err == nil && entries == 0 {
+		if err == nil && len(tables) == 0 {
 			err = fmt.Errorf("%w: no description of a picture", errBoxes)
 		}
 		return err
+	}
+	return editMovie(ctx, path, change, func(ctx context.Context, file *os.File, _ *box) error {
+		for _, stbl := range tables {
+			if err := levelStream(ctx, file, stbl, level); err != nil {
+				return err
+			}
+		}
+		return nil
 	})
+}
+
+// levelStream writes the light levels over those in the key frames of an H.265 track.
+func levelStream(ctx context.Context, file *os.File, stbl *box, level []byte) error {
+	if entry := stbl.child("stsd").children[0]; entry.kind != "hvc1" && entry.kind != "hev1" {
+		return nil
+	}
+	table, err := newSampleTable(stbl)
+	if err != nil {
+		return err
+	}
+	return table.keySamples(func(at int64, size uint32) error {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		// What comes before the picture itself fits in well.
+		head := make([]byte, min(size, 4096))
+		if _, err := file.ReadAt(head, at); err != nil {
+			return err
+		}
+		from := lightIn(head)
+		if from < 0 {
+			return nil
+		}
+		_, err := file.WriteAt(level, at+int64(from))
+		return err
+	})
+}
+
+// lightIn finds the payload of the light level message among the units before the picture, each of them behind its length in four bytes; -1
+// when there is none of the usual length.
+func lightIn(sample []byte) int {
+	for at := 0; len(sample)-at > 6; {
+		size := int(binary.BigEndian.Uint32(sample[at:]))
+		at += 4
+		if kind := sample[at] >> 1 & 0x3f; kind < 32 || size > len(sample)-at {
+			return -1
+		}
+		if size == lightUnitSize && isLight(sample[at:at+size]) {
+			return at + len(prefixSEIHeader) + len(contentLightLevel)
+		}
+		at += size
+	}
+	return -1
 }
 
 // describeHDR completes one description of a picture.
@@ -124,26 +182,14 @@ const (
 	contentLightLevel = "\x90\x04"
 )
 
-// isLight says whether a unit begins with the content light level message.
-func isLight(unit []byte) bool { return bytes.HasPrefix(unit, []byte(prefixSEIHeader+contentLightLevel)) }
+// lightUnitSize is that of such a unit of light levels without escapes.
+const lightUnitSize = len(prefixSEIHeader) + len(contentLightLevel) + 4 + 1
 
-func lightUnit(level []byte) []byte {
-	message := slices.Concat([]byte(contentLightLevel), level, []byte{0x80})
-	return append([]byte(prefixSEIHeader), escape(message)...)
+// isLight says whether a unit begins with the content light level message.
+func isLight(unit []byte) bool {
+	return bytes.HasPrefix(unit, []byte(prefixSEIHeader+contentLightLevel))
 }
 
-// escape puts in the bytes of three that keep a start code from appearing by chance (H.265, 7.4.2).
-func escape(b []byte) []byte {
-	out := make([]byte, 0, len(b)+4)
-	zeros := 0
-	for _, v := range b {
-		if zeros >= 2 && v <= 3 {
-			out, zeros = append(out, 3), 0
-		}
-		if zeros++; v != 0 {
-			zeros = 0
-		}
-		out = append(out, v)
-	}
-	return out
+func lightUnit(level []byte) []byte {
+	return slices.Concat([]byte(prefixSEIHeader+contentLightLevel), level, []byte{0x80})
 }

@@ -21,10 +21,15 @@ func (l contentLight) with(o contentLight) contentLight {
 	return contentLight{Most: max(l.Most, o.Most), Average: max(l.Average, o.Average)}
 }
 
-// metadata rounds up to whole cd/m2, so that no pixel is brighter than is said; a black video has 1, for 0 stands for unknown.
+// metadata rounds up to whole cd/m2, so that no pixel is brighter than is said; a black video has 1, for 0 stands for unknown. The few
+// levels that would need an escape inside a stream (two bytes of zero and one below four, as 256 and 2 have) are raised by one.
 func (l contentLight) metadata() ffmpeg.Light {
 	whole := func(v float64) int64 { return int64(min(max(math.Ceil(v), 1), pqMost)) }
-	return ffmpeg.Light{MaxContent: whole(l.Most), MaxAverage: whole(l.Average)}
+	light := ffmpeg.Light{MaxContent: whole(l.Most), MaxAverage: whole(l.Average)}
+	if light.MaxContent&0xff == 0 && light.MaxAverage < 4 {
+		light.MaxContent++
+	}
+	return light
 }
 
 // lightMeter measures pictures of the largest component of each pixel, in PQ of 16 bits.

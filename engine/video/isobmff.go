@@ -296,9 +296,9 @@ func shift(b *box, kept []region) error {
 	return nil
 }
 
-// editMovie rewrites an MP4 file with its movie box changed and in front of the samples, where a player finds it at once. The file is
-// whole, old or new, at every moment.
-func editMovie(ctx context.Context, path string, change func(moov *box) error) (err error) {
+// editMovie rewrites an MP4 file with its movie box changed and in front of the samples, where a player finds it at once. touch may then
+// change bytes of the new file in their place. The file is whole, old or new, at every moment.
+func editMovie(ctx context.Context, path string, change func(moov *box) error, touch func(ctx context.Context, file *os.File, moov *box) error) (err error) {
 	source, err := os.Open(path)
 	if err != nil {
 		return fmt.Errorf("edit movie box: %w", err)
@@ -319,7 +319,7 @@ func editMovie(ctx context.Context, path string, change func(moov *box) error) (
 		return fmt.Errorf("edit movie box: %w", err)
 	}
 	edited := path + ".edited"
-	if err := writeMovie(ctx, edited, source, moov, kept); err != nil {
+	if err := writeMovie(ctx, edited, source, moov, kept, touch); err != nil {
 		_ = os.Remove(edited)
 		return fmt.Errorf("edit movie box: %w", err)
 	}
@@ -329,7 +329,9 @@ func editMovie(ctx context.Context, path string, change func(moov *box) error) (
 	return nil
 }
 
-func writeMovie(ctx context.Context, path string, source *os.File, moov *box, kept []region) (err error) {
+func writeMovie(
+	ctx context.Context, path string, source *os.File, moov *box, kept []region, touch func(context.Context, *os.File, *box) error,
+) (err error) {
 	file, err := os.Create(path)
 	if err != nil {
 		return err
@@ -350,6 +352,100 @@ func writeMovie(ctx context.Context, path string, source *os.File, moov *box, ke
 			return err
 		}
 		text = nil
+	}
+	return touch(ctx, file, moov)
+}
+
+// child is the first box of a kind, or nil.
+func (b *box) child(kind string) *box {
+	for _, c := range b.children {
+		if c.kind == kind {
+			return c
+		}
+	}
+	return nil
+}
+
+// list is the numbers of a full box, width bytes each, of which the count stands behind skip bytes. What is absent has none.
+func (b *box) list(skip, width int) ([]byte, error) {
+	if b == nil {
+		return nil, nil
+	}
+	if len(b.head) < skip+4 || uint64(binary.BigEndian.Uint32(b.head[skip:]))*uint64(width) > uint64(len(b.head)-skip-4) { //nolint:gosec // a width is small
+		return nil, fmt.Errorf("%w: %q has another length than it says", errBoxes, b.kind)
+	}
+	return b.head[skip+4:][:int(binary.BigEndian.Uint32(b.head[skip:]))*width], nil
+}
+
+// sampleTable reads a track's table of samples (ISO/IEC 14496-12, 8.6 and 8.7).
+type sampleTable struct {
+	keys, runs, chunks, sizes []byte
+	width                     int    // of a chunk's offset
+	count, size               uint32 // of samples, and of each when it is not 0
+}
+
+func newSampleTable(stbl *box) (t sampleTable, err error) {
+	stsz := stbl.child("stsz")
+	if stsz == nil || len(stsz.head) < 12 {
+		return t, fmt.Errorf("%w: the sizes of samples are missing", errBoxes)
+	}
+	t.size, t.count = binary.BigEndian.Uint32(stsz.head[4:]), binary.BigEndian.Uint32(stsz.head[8:])
+	if t.count > samplesMost {
+		return t, fmt.Errorf("%w: too many samples", errBoxes)
+	}
+	if t.size == 0 {
+		if t.sizes, err = stsz.list(8, 4); err != nil {
+			return t, err
+		}
+	}
+	if t.keys, err = stbl.child("stss").list(4, 4); err != nil {
+		return t, err
+	}
+	if t.runs, err = stbl.child("stsc").list(4, 12); err != nil {
+		return t, err
+	}
+	for _, b := range stbl.children {
+		if b.kind == "stco" || b.kind == "co64" {
+			if t.chunks, t.width, err = offsets(b); err != nil {
+				return t, err
+			}
+		}
+	}
+	return t, nil
+}
+
+// samplesMost bounds the samples of a track: two days at 240 frames a second.
+const samplesMost = 50_000_000
+
+// keySamples visits the key samples in their order, with their place in the file.
+func (t sampleTable) keySamples(visit func(at int64, size uint32) error) error {
+	per, sample := uint32(0), uint32(0)
+	for chunk := uint32(1); len(t.chunks) > 0 && len(t.keys) > 0; chunk++ {
+		at := int64(0)
+		if t.width == 4 {
+			at = int64(binary.BigEndian.Uint32(t.chunks))
+		} else {
+			at = int64(min(binary.BigEndian.Uint64(t.chunks), math.MaxInt64>>1)) //nolint:gosec // bounded
+		}
+		t.chunks = t.chunks[t.width:]
+		for len(t.runs) > 0 && binary.BigEndian.Uint32(t.runs) <= chunk {
+			per = binary.BigEndian.Uint32(t.runs[4:])
+			t.runs = t.runs[12:]
+		}
+		for i := uint32(0); i < per && sample < t.count && len(t.keys) > 0; i++ {
+			size := t.size
+			if size == 0 {
+				size = binary.BigEndian.Uint32(t.sizes[4*sample:])
+			}
+			sample++
+			if binary.BigEndian.Uint32(t.keys) == sample {
+				t.keys = t.keys[4:]
+				if err := visit(at, size); err != nil {
+					return err
+				}
+			}
+			at += int64(size)
+		}
 	}
 	return nil
 }
