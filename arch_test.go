@@ -36,7 +36,7 @@ var rooms = map[string]struct {
 	"webhook":            {[]string{"db"}, "delivery reads its own rows; who wrote them is not its business"},
 	"engine":             {nil, "the core is what every tool, the API and the worker share; an import here would tie them all to it"},
 	"engine/image":       {[]string{"engine", "engine/neural", "engine/ffmpeg", "engine/turbojpeg"}, "an image tool is pixels, models and processes"},
-	"engine/video":       {[]string{"engine", "engine/neural", "engine/ffmpeg"}, "a video tool is frames, models and processes"},
+	"engine/video":       {[]string{"engine", "engine/image", "engine/neural", "engine/ffmpeg"}, "a video tool is frames, models and processes, and restores faces as an image tool does"},
 	"engine/neural":      {nil, "a leaf: it can be measured and replaced alone"},
 	"engine/turbojpeg":   {nil, "a leaf: a C library behind four functions"},
 	"engine/ffmpeg":      {nil, "a leaf: the one place that starts processes must be small enough to be read whole"},
@@ -269,6 +269,7 @@ func TestArrowRulesCatch(t *testing.T) {
 		{"enlarger/engine", "enlarger/engine/image", true},
 		{"enlarger/engine/image", "enlarger/engine", false},
 		{"enlarger/engine/image", "enlarger/engine/video", true},
+		{"enlarger/engine/video", "enlarger/engine/image", false},
 		{"enlarger/engine/image", "os/exec", true},
 		{"enlarger/engine/video", "os/exec", false}, // narrow, see below
 		{"enlarger/engine/ffmpeg", "os/exec", false},

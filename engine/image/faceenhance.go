@@ -19,8 +19,13 @@ type overlay struct {
 
 // cover is how much of the overlay shows at a pixel of the output, 0 to 1: all within a part of the ellipse, then less.
 func (o *overlay) cover(x, y int) float32 {
+	return ovalCover(o.middleX, o.middleY, o.radiusX, o.radiusY, x, y)
+}
+
+// ovalCover is how much of what lies in an ellipse shows at a pixel.
+func ovalCover(middleX, middleY, radiusX, radiusY float64, x, y int) float32 {
 	const whole = 0.65
-	u, v := (float64(x)+0.5-o.middleX)/o.radiusX, (float64(y)+0.5-o.middleY)/o.radiusY
+	u, v := (float64(x)+0.5-middleX)/radiusX, (float64(y)+0.5-middleY)/radiusY
 	d := math.Sqrt(u*u + v*v)
 	if d >= 1 {
 		return 0
@@ -68,6 +73,8 @@ func blendRows(overlays []overlay, y, width int, pixels []byte, deep bool) {
 const (
 	// faceAcross and faceDown are the radii of the ellipse that is restored, in sides of the face's square.
 	faceAcross, faceDown = 0.8, 0.98
+	// faceLift is how far the middle of the ellipse lies above that of the square, in sides of it.
+	faceLift = 0.02
 	// facePixels bounds the pixels of a face in the output: a larger one has its detail. facesPixels bounds those of all.
 	facePixels, facesPixels = 1_500_000, 4_000_000
 	// faceMemory bounds the bytes that restoring faces takes: the reduced picture in which they are found, the overlays, and the planes
@@ -153,24 +160,25 @@ type faceArea struct {
 
 // place finds the rectangle around the ellipse of a face that lies in the picture.
 func (a *faceArea) place(f face) {
-	a.middle = point{f.x, f.y - 0.02*f.size}
+	a.middle = point{f.x, f.y - faceLift*f.size}
 	// A turned face is long the other way.
 	sin, cos := math.Sincos(f.roll())
-	across, down := a.radii(f, sin, cos)
+	across, down := radiiOf(f.size, sin, cos)
 	a.x, a.y = max(0, int(a.middle.x-across)), max(0, int(a.middle.y-down))
 	a.width = min(a.picture.width, int(math.Ceil(a.middle.x+across))) - a.x
 	a.height = min(a.picture.height, int(math.Ceil(a.middle.y+down))) - a.y
 }
 
-func (a *faceArea) radii(f face, sin, cos float64) (across, down float64) {
-	wide, high := faceAcross*f.size, faceDown*f.size
+// radiiOf are the half sides of the rectangle around the ellipse of a face of a size that is turned.
+func radiiOf(size, sin, cos float64) (across, down float64) {
+	wide, high := faceAcross*size, faceDown*size
 	return math.Hypot(wide*cos, high*sin), math.Hypot(wide*sin, high*cos)
 }
 
 // restore makes the overlay of one face.
 func (a *faceArea) restore(ctx context.Context, j faceJob, f face, model *neural.Model) (overlay, error) {
 	sin, cos := math.Sincos(f.roll())
-	across, down := a.radii(f, sin, cos)
+	across, down := radiiOf(f.size, sin, cos)
 	s := float64(j.scale)
 	out := overlay{
 		x: a.x * j.scale, y: a.y * j.scale, width: a.width * j.scale, height: a.height * j.scale,

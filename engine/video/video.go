@@ -11,6 +11,7 @@ import (
 
 	"enlarger/engine"
 	"enlarger/engine/ffmpeg"
+	"enlarger/engine/neural"
 )
 
 // Options are the operator's choices; the zero value is a good service.
@@ -27,6 +28,8 @@ type Options struct {
 	Segment time.Duration
 	// HDR is how video_hdr makes light of standard video; by default HDRNatural.
 	HDR HDRMethod
+	// Neural runs the models; without it every tool uses its classical method.
+	Neural *neural.Runtime
 }
 
 func (o Options) withDefaults() Options {
@@ -56,7 +59,7 @@ func (o Options) stall(p engine.Plan) time.Duration {
 // Tools are the video tools, in the order of the API document.
 func Tools(runner *ffmpeg.Runner, options Options) []engine.Tool {
 	e := &editor{runner: runner, options: options.withDefaults()}
-	return []engine.Tool{e.upscale(), e.hdr()}
+	return []engine.Tool{e.upscale(), e.hdr(), e.faceEnhance()}
 }
 
 // editor is what every tool works with.

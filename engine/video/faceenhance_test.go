@@ -1,0 +1,444 @@
+package video
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	stdimage "image"
+	_ "image/png"
+	"math"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"enlarger/engine"
+	"enlarger/engine/image"
+)
+
+// portrait is a public domain photo of 512x512 with one face, in the middle of its upper half.
+const portrait = "../../fixtures/media/astronaut.png"
+
+// faceRun runs video_face_enhance over a file, as a worker does.
+func faceRun(ctx context.Context, t testing.TB, path, config string) (result, error) {
+	t.Helper()
+	slots <- struct{}{}
+	defer func() { <-slots }()
+	var r result
+	order, err := newKit(t).catalog.Order("video_face_enhance", json.RawMessage(config), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.source, err = order.Measure(ctx, path); err != nil {
+		return r, err
+	}
+	if r.plan, err = order.Plan(r.source); err != nil {
+		return r, err
+	}
+	r.out, err = order.Process(ctx, r.task(t, path))
+	return r, err
+}
+
+// facts are the counts of a result.
+func (r *result) faces() string {
+	return fmt.Sprintf("%v %v %v", r.out.Facts["faces"], r.out.Facts["face_tracks"], r.out.Facts["frames_with_faces"])
+}
+
+// lumas decodes the luma of all frames of a file, 8 bits.
+func lumas(t testing.TB, path string, width, height int) [][]byte {
+	t.Helper()
+	raw := ffmpegRun(t, "-i", path, "-an", "-fps_mode", "passthrough", "-vf", "extractplanes=y,format=gray", "-f", "rawvideo", "-")
+	return slices.Collect(slices.Chunk(raw, width*height))
+}
+
+// apart is the mean difference of two lumas in a rectangle.
+func apart(a, b []byte, width int, r stdimage.Rectangle) float64 {
+	sum := 0
+	for y := r.Min.Y; y < r.Max.Y; y++ {
+		for x := r.Min.X; x < r.Max.X; x++ {
+			sum += max(int(a[y*width+x]), int(b[y*width+x])) - min(int(a[y*width+x]), int(b[y*width+x]))
+		}
+	}
+	return float64(sum) / float64(r.Dx()*r.Dy())
+}
+
+// squares is the mean squared difference.
+func squares(a, b []byte, width int, r stdimage.Rectangle) float64 {
+	sum := 0
+	for y := r.Min.Y; y < r.Max.Y; y++ {
+		for x := r.Min.X; x < r.Max.X; x++ {
+			d := int(a[y*width+x]) - int(b[y*width+x])
+			sum += d * d
+		}
+	}
+	return float64(sum) / float64(r.Dx()*r.Dy())
+}
+
+// TestFaceEnhanceMovingFace restores a face that moves, of a clip that was made soft: the face comes nearer to the sharp clip, what is beside it
+// stays, and nothing flickers that did not before.
+func TestFaceEnhanceMovingFace(t *testing.T) {
+	t.Parallel()
+	const width, height, frames = 240, 240, 30
+	// The window moves 3 pixels in 2 frames; the face stands at about (222, 112) of the photo.
+	move := fmt.Sprintf("crop=%d:%d:x='95+floor(1.5*n)':y='10+floor(n/3)',fps=25", width, height)
+	sharp := clip(t, "sharp.mkv", "-loop", "1", "-i", portrait, "-frames:v", fmt.Sprint(frames), "-vf", move+",format=yuv420p", "-c:v", "ffv1")
+	soft := clip(t, "soft.mp4", "-i", sharp, "-vf", "scale=150:150:flags=area,scale=240:240:flags=bicubic", "-c:v", "libx264", "-crf", "16", "-preset", "veryfast")
+	wanted, was := lumas(t, sharp, width, height), lumas(t, soft, width, height)
+	for _, config := range []string{`{}`, `{"face_enhanced_mode":"strong","codec":"h265"}`} {
+		r, err := faceRun(t.Context(), t, soft, config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := r.faces(); got != "1 1 30" || len(r.out.Warnings) != 0 || r.out.Width != width {
+			t.Fatalf("%s: %s %+v", config, got, r.out)
+		}
+		now := lumas(t, r.path, width, height)
+		if len(now) != frames || len(was) != frames {
+			t.Fatalf("%d frames of %d", len(now), len(was))
+		}
+		var error0, error1, moved0, moved1, beside, changed float64
+		for n := range frames {
+			face := stdimage.Rect(-40, -45, 40, 45).Add(stdimage.Pt(222-95-n*3/2, 112-10-n/3))
+			error0, error1 = error0+squares(was[n], wanted[n], width, face), error1+squares(now[n], wanted[n], width, face)
+			beside += apart(now[n], was[n], width, stdimage.Rect(0, 0, width, 10)) / frames
+			changed += apart(now[n], was[n], width, face) / frames
+			if n > 0 {
+				moved0, moved1 = moved0+apart(was[n], was[n-1], width, face), moved1+apart(now[n], now[n-1], width, face)
+			}
+		}
+		gain := 10 * math.Log10(error0/error1)
+		t.Logf("%s: %+.2f dB on the face, changed by %.2f codes, beside it by %.2f; from frame to frame %.3f of before", config, gain, changed, beside, moved1/moved0)
+		if beside > 0.6 || changed < beside+0.3 {
+			t.Errorf("%s: the face changed by %.2f codes, what is beside it by %.2f", config, changed, beside)
+		}
+		if config == `{}` && gain < 0.2 {
+			t.Errorf("the face came %.2f dB nearer", gain)
+		}
+		if moved1/moved0 > 1.15 {
+			t.Errorf("%s: frames differ %.3f times as much as before", config, moved1/moved0)
+		}
+	}
+}
+
+// TestFaceEnhanceWithoutFace leaves a clip without a face as it is and says so, of any depth.
+func TestFaceEnhanceWithoutFace(t *testing.T) {
+	t.Parallel()
+	for _, format := range []string{"yuv420p", "yuv422p10le"} {
+		source := clip(t, "test.mkv", "-f", "lavfi", "-i", "testsrc2=s=161x121:r=25:d=0.6", "-vf", "format="+format, "-c:v", "ffv1")
+		r, err := faceRun(t.Context(), t, source, `{}`)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r.faces() != "0 0 0" || len(r.out.Warnings) != 1 || !strings.HasPrefix(r.out.Warnings[0], "No face was found") {
+			t.Errorf("%s: %s %q", format, r.faces(), r.out.Warnings)
+		}
+		samePictures(t, source, r.path, 161, 121, 27) // the colours of half size cost as much
+	}
+}
+
+// TestFaceEnhanceDeep keeps ten bits and restores the face in them.
+func TestFaceEnhanceDeep(t *testing.T) {
+	t.Parallel()
+	source := clip(t, "deep.mp4", "-loop", "1", "-i", portrait, "-frames:v", "8", "-vf", "crop=240:240:100:0,scale=160:160,scale=240:240:flags=bicubic,fps=10,format=yuv420p10le",
+		"-c:v", "libx265", "-x265-params", "log-level=error", "-preset", "ultrafast", "-crf", "12")
+	r, err := faceRun(t.Context(), t, source, `{"face_enhanced_mode":"strong"}`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.faces() != "1 1 8" || r.out.Facts["bit_depth"] != 10 {
+		t.Errorf("%s %v", r.faces(), r.out.Facts)
+	}
+	was, now := lumas(t, source, 240, 240), lumas(t, r.path, 240, 240)
+	if d := apart(was[4], now[4], 240, stdimage.Rect(85, 75, 160, 150)); d < 1 || d > 12 {
+		t.Errorf("the face changed by %.2f codes", d)
+	}
+}
+
+func TestFaceEnhanceCancel(t *testing.T) {
+	t.Parallel()
+	source := clip(t, "long.mp4", "-f", "lavfi", "-i", "testsrc2=s=320x240:r=25:d=20", "-c:v", "libx264", "-preset", "ultrafast")
+	ctx, cancel := context.WithCancel(t.Context())
+	k := newKit(t)
+	order, err := k.catalog.Order("video_face_enhance", nil, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var r result
+	if r.source, err = order.Measure(ctx, source); err != nil {
+		t.Fatal(err)
+	}
+	if r.plan, err = order.Plan(r.source); err != nil {
+		t.Fatal(err)
+	}
+	task := r.task(t, source)
+	task.Progress = func(float64) { cancel() }
+	if _, err := order.Process(ctx, task); !errors.Is(err, context.Canceled) {
+		t.Errorf("%v", err)
+	}
+	if _, err := os.Stat(task.Output); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the unfinished output is there: %v", err)
+	}
+}
+
+// TestFaceEnhanceParts makes a clip in parts: the same facts as of the whole, and at the seam frames as alike as elsewhere.
+func TestFaceEnhanceParts(t *testing.T) {
+	t.Parallel()
+	source := clip(t, "parts.mp4", "-loop", "1", "-i", portrait, "-frames:v", "48", "-vf", "crop=200:200:x='110+n/2':y=10,fps=25,format=yuv420p", "-c:v", "libx264", "-crf", "20",
+		"-preset", "veryfast", "-g", "24", "-sc_threshold", "0", "-bf", "0")
+	whole, err := faceRun(t.Context(), t, source, `{"face_enhanced_mode":"strong"}`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := newKit(t).editor
+	media, err := e.inspect(t.Context(), source)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := FaceEnhanceConfig{Mode: faceStrong, Quality: qualityHigh, Codec: codecH264}
+	shared := e.faceParts()
+	joined := result{plan: whole.plan, source: whole.source}
+	task := joined.task(t, source)
+	parts, err := e.cut(t.Context(), task, e.faceJob(c, media, whole.plan, window{}).recipe, 24)
+	if err != nil || len(parts) != 2 {
+		t.Fatalf("%d parts, %v", len(parts), err)
+	}
+	var pieces []engine.Piece
+	for _, p := range parts {
+		part := task
+		part.Output = filepath.Join(task.Scratch, fmt.Sprintf("part-%d.mp4", p.Number))
+		facts, err := shared.Make(t.Context(), c, part, p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		pieces = append(pieces, engine.Piece{Part: p, Path: part.Output, Facts: facts})
+	}
+	if joined.out, err = shared.Join(t.Context(), c, task, pieces); err != nil {
+		t.Fatal(err)
+	}
+	if whole.faces() != "1 1 48" || joined.faces() != "1 2 48" { // a face that goes on in the next part begins there anew
+		t.Errorf("%s, in parts %s", whole.faces(), joined.faces())
+	}
+	one, two := lumas(t, whole.path, 200, 200), lumas(t, joined.path, 200, 200)
+	for n := range one {
+		if d := apart(one[n], two[n], 200, stdimage.Rect(0, 0, 200, 200)); d > 1 {
+			t.Errorf("frame %d differs by %.2f codes", n, d)
+		}
+	}
+}
+
+// trackClip has a tracker look at windows of the portrait, of which at gives the corner, or false for a frame of another scene, and gives what it
+// settled of each frame.
+func trackClip(t *testing.T, frames int, fps float64, at func(n int) (x, y int, shown bool)) ([]*faceNote, *faceTracker) {
+	t.Helper()
+	file, err := os.Open(portrait)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	photo, _, err := stdimage.Decode(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const side = 200
+	tracker := newFaceTracker(fps, 0, faceAhead(fps, side*side))
+	var notes []*faceNote
+	for n := range frames {
+		f := &frame{index: int64(n), at: float64(n) / fps}
+		f.planes[0] = plane{pixels: make([]byte, side*side), width: side, height: side}
+		x0, y0, shown := at(n)
+		for i := range side * side {
+			v := uint32(60 + 60*(i/side/25%2))
+			if shown {
+				r, g, b, _ := photo.At(x0+i%side, y0+i/side).RGBA()
+				v = (299*r + 587*g + 114*b) / 1000 >> 8
+			}
+			f.planes[0].pixels[i] = byte(v)
+		}
+		if err := tracker.look(t.Context(), f); err != nil {
+			t.Fatal(err)
+		}
+		notes = append(notes, f.note.(*faceNote))
+	}
+	for _, n := range notes {
+		if !n.settled {
+			tracker.settle(n)
+		}
+	}
+	return notes, tracker
+}
+
+// TestFacesAreFollowed follows the face of the portrait while it moves: it is there in every frame from the first, and moves as it does.
+func TestFacesAreFollowed(t *testing.T) {
+	t.Parallel()
+	at := func(n int) (int, int, bool) { return 110 + n, 10 + n/4, true }
+	notes, tracker := trackClip(t, 40, 25, at)
+	for n, note := range notes {
+		if len(note.places) != 1 {
+			t.Fatalf("frame %d: %d faces", n, len(note.places))
+		}
+		p := note.places[0]
+		x, y, _ := at(n)
+		if math.Hypot(p.face.X-float64(222-x), p.face.Y-float64(112-y)) > 8 || p.strength != 1 || p.face.Size < 85 || p.face.Size > 135 {
+			t.Errorf("frame %d: %+v, should be at (%d, %d)", n, p, 222-x, 112-y)
+		}
+		if n > 0 {
+			q := notes[n-1].places[0]
+			if step := math.Abs(p.face.X - q.face.X + 1); step > 1.2 || math.Abs(p.face.Size-q.face.Size) > 1.5 {
+				t.Errorf("frame %d: from %+v to %+v", n, q.face, p.face)
+			}
+		}
+	}
+	if tracker.found != 1 {
+		t.Errorf("%d faces", tracker.found)
+	}
+}
+
+// TestFacesComeAndGo has the face leave the picture and come back, and a cut to another scene and back.
+func TestFacesComeAndGo(t *testing.T) {
+	t.Parallel()
+	const fps = 25
+	// Out to the left and back, 6 pixels a frame.
+	sliding, tracker := trackClip(t, 100, fps, func(n int) (int, int, bool) { return 130 + 6*min(n, 100-n), 10, true })
+	if tracker.found != 2 {
+		t.Errorf("%d faces, the one that comes back is the second", tracker.found)
+	}
+	for n, note := range sliding {
+		var now, before float64
+		for _, p := range note.places {
+			now = max(now, p.strength)
+		}
+		if n > 0 {
+			for _, p := range sliding[n-1].places {
+				before = max(before, p.strength)
+			}
+			if step := math.Abs(now - before); step > 1.01/(fadeTime*fps) {
+				t.Errorf("frame %d: the strength jumps by %.2f", n, step)
+			}
+		}
+		if inside, away := n < 8 || n > 98, n > 45 && n < 75; (inside && now < 0.5) || (away && now > 0) {
+			t.Errorf("frame %d: strength %.2f", n, now)
+		}
+	}
+	cuts, tracker := trackClip(t, 75, fps, func(n int) (int, int, bool) { return 120, 10, n < 25 || n >= 50 })
+	for n, note := range cuts {
+		if shown := n < 25 || n >= 50; shown && (len(note.places) != 1 || note.places[0].strength != 1) || !shown && len(note.places) != 0 {
+			t.Errorf("frame %d: %+v", n, note.places)
+		}
+	}
+	if tracker.found != 2 {
+		t.Errorf("%d faces before and after a cut", tracker.found)
+	}
+}
+
+// TestFalseFindNeverShows finds something once that is no face, and a face that is missed for half a second.
+func TestFalseFindNeverShows(t *testing.T) {
+	t.Parallel()
+	const fps, side = 25.0, 160
+	tracker := newFaceTracker(fps, 0, 12)
+	var notes []*faceNote
+	pixels := make([]byte, side*side)
+	for i := range pixels {
+		pixels[i] = byte(120 + 60*math.Sin(float64(i%side)/9)*math.Cos(float64(i/side)/7))
+	}
+	small := smallLuma{width: side, height: side, shrink: 1, pix: pixels}
+	for n := range 60 {
+		f := &frame{index: int64(n), at: float64(n) / fps}
+		f.planes[0] = plane{pixels: pixels, width: side, height: side}
+		if err := tracker.look(t.Context(), f); err != nil {
+			t.Fatal(err)
+		}
+		find := func(x float64) {
+			face := image.Face{X: x, Y: 80, Size: 40, Quality: 40}
+			track := nearest(tracker.live(), face, map[*faceTrack]bool{})
+			if track == nil {
+				track = &faceTrack{face: face, steady: true}
+				tracker.tracks = append(tracker.tracks, track)
+			}
+			tracker.seen(track, f, &small, face)
+		}
+		if n == 5 {
+			find(40)
+		}
+		if n >= 10 && n <= 14 || n >= 26 && n < 40 {
+			find(110)
+		}
+		notes = append(notes, f.note.(*faceNote))
+	}
+	for n, note := range notes {
+		for _, p := range note.places {
+			if p.face.X < 80 {
+				t.Fatalf("frame %d shows what was found once: %+v", n, p)
+			}
+		}
+		if n > 22 && n < 40 && (len(note.places) != 1 || note.places[0].strength < 1) {
+			t.Errorf("frame %d: a face that was missed for a while is %+v", n, note.places)
+		}
+	}
+}
+
+// TestReducedLuma averages squares in both depths.
+func TestReducedLuma(t *testing.T) {
+	t.Parallel()
+	const width, height = 1302, 4
+	for _, deep := range []bool{false, true} {
+		p := plane{width: width, height: height, deep: deep}
+		p.pixels = make([]byte, p.bytes())
+		for y := range height {
+			for x := range width {
+				v := float32(x%3*30 + 60*y)
+				if deep {
+					v *= 4
+				}
+				p.set(x, y, v)
+			}
+		}
+		s := reducedLuma(&p)
+		if s.width != width/3 || s.height != 1 || s.shrink != 3 {
+			t.Fatalf("%dx%d by %d", s.width, s.height, s.shrink)
+		}
+		for _, v := range s.pix {
+			if v != 90 { // the mean of 0, 30, 60 and of 0, 60, 120
+				t.Fatalf("deep %t: %d", deep, v)
+			}
+		}
+	}
+	tiny := reducedLuma(&plane{width: 1, height: 1, pixels: []byte{7}})
+	if len(tiny.pix) != 1 || tiny.pix[0] != 7 {
+		t.Errorf("%+v", tiny)
+	}
+}
+
+// TestWorkAtHalfSize restores in a frame of more than fullSizeLong at half size, and only within the oval.
+func TestWorkAtHalfSize(t *testing.T) {
+	t.Parallel()
+	const width, height = 2602, 300
+	f := &frame{planes: [3]plane{{width: width, height: height, pixels: make([]byte, width*height)}}}
+	for i := range f.planes[0].pixels {
+		f.planes[0].pixels[i] = byte(120 + 40*math.Sin(float64(i%width)/5))
+	}
+	was := slices.Clone(f.planes[0].pixels)
+	j := &faceJob{mode: faceStrong}
+	place := facePlace{face: image.Face{X: 1300, Y: 150, Size: 140}, strength: 1, traits: image.FaceTraits{Softness: 1}}
+	if err := j.restore(t.Context(), f, place); err != nil {
+		t.Fatal(err)
+	}
+	oval, changed := place.face.Oval(), 0
+	for i, v := range was {
+		if now := f.planes[0].pixels[i]; now != v {
+			if changed++; oval.Cover(i%width, i/width) == 0 {
+				t.Fatalf("(%d, %d) changed", i%width, i/width)
+			}
+		}
+	}
+	if changed < 5000 {
+		t.Errorf("%d pixels changed", changed)
+	}
+	// A face so large has its detail.
+	copy(f.planes[0].pixels, was)
+	place.face.Size = 4000
+	if err := j.restore(t.Context(), f, place); err != nil || !slices.Equal(was, f.planes[0].pixels) && width*height/4 > facePixelsMost {
+		t.Errorf("%v", err)
+	}
+}
