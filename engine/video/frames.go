@@ -11,6 +11,11 @@ import (
 // frames is the part of a recipe in which Go works on the frames: one ffmpeg decodes, Go changes every frame, a second ffmpeg encodes
 // it and takes sound, subtitles and chapters from the source. The three run side by side, and frames keep their times exactly.
 type frames struct {
+	// begin is called once before a run, or before the parts of one are joined, with the source's absolute path. It may change the recipe,
+	// for what it measures, or take its frames away: then one process does all. May be nil.
+	begin func(ctx context.Context, input string, r *recipe) error
+	// facts are for the job's output.
+	facts map[string]any
 	// look sees every frame in order, one at a time, before it is worked on, and must not change it. May be nil.
 	look func(context.Context, *frame) error
 	// ahead is how many frames further than work look has seen, at most; fewer at the end of the clip. 0 to 64.

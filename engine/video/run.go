@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -52,6 +53,11 @@ func (e *editor) encode(ctx context.Context, task engine.Task, r *recipe) (engin
 	if r.look != nil && r.joins == nil {
 		if err := r.look.write(task.Scratch); err != nil {
 			return engine.Output{}, err
+		}
+	}
+	if r.frames != nil && r.frames.begin != nil {
+		if err := r.frames.begin(ctx, input, r); err != nil {
+			return engine.Output{}, failure(err)
 		}
 	}
 	for {
@@ -189,6 +195,9 @@ func (r recipe) facts(written *ffmpeg.Video, tracks int) map[string]any {
 	}
 	if r.media.Video.Interlaced {
 		facts["deinterlaced"] = true
+	}
+	if r.frames != nil {
+		maps.Copy(facts, r.frames.facts)
 	}
 	return facts
 }

@@ -29,7 +29,7 @@ func (e *editor) upscale() engine.Tool {
 		},
 		FPS:     func(c UpscaleConfig, _ engine.Source) float64 { return c.FPS },
 		Measure: e.measure,
-		Memory:  func(_ UpscaleConfig, task engine.Task) int64 { return e.memory(task) },
+		Memory:  e.upscaleMemory,
 		Process: func(ctx context.Context, c UpscaleConfig, task engine.Task) (engine.Output, error) {
 			if !task.Plan.Known() || task.Plan.Frames == 0 {
 				return engine.Output{}, errors.New("video_upscale: the plan was made without measuring the source")
@@ -41,12 +41,29 @@ func (e *editor) upscale() engine.Tool {
 			out, _, err := e.convert(ctx, task, e.recipe(c, media, task.Plan))
 			return out, err
 		},
-		Parts: parted(e, 1, e.recipe),
+		Parts: parted(e, e.upscaleEffort(), e.recipe),
 	})
 }
 
 func (e *editor) recipe(c UpscaleConfig, media *ffmpeg.Media, plan engine.Plan) recipe {
-	return recipe{media: media, plan: plan, options: e.options, threads: e.runner.Threads(), pace: choosePacing(media.Video, c.FPS)}
+	r := recipe{media: media, plan: plan, options: e.options, threads: e.runner.Threads(), pace: choosePacing(media.Video, c.FPS)}
+	if n := e.options.netUpscaler(c.Scale); n != nil {
+		r.frames = n.frames(media.Video, e.options.Neural.Threads())
+		r.frames.begin = e.chooseShare
+	}
+	return r
+}
+
+// upscaleMemory estimates the peak of a run: the encoder's process, and where models work on the frames, that of the decoder and
+// what this process holds.
+func (e *editor) upscaleMemory(c UpscaleConfig, task engine.Task) int64 {
+	need := e.memory(task)
+	if n := e.options.netUpscaler(c.Scale); n != nil {
+		threads := e.options.Neural.Threads()
+		v := &ffmpeg.Video{Width: task.Source.Width, Height: task.Source.Height, BitDepth: 10}
+		need += n.memory(task.Source, threads) + n.frames(v, threads).memory(v, task.Plan)
+	}
+	return need
 }
 
 // memory estimates the peak of one ffmpeg run. Encoders hold many output frames back, and more with more threads; decoders and
