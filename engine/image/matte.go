@@ -29,56 +29,116 @@ const matteLong = 800
 // matteMemory bounds the bytes that finding a matte takes: some forty planes at its size.
 const matteMemory = matteLong * matteLong * 4 * 40
 
-// matteOf finds the subject of a picture, by a model where there is one.
+// matteOf finds the subject of a picture, by a model where there is one that sees one, and else by classical means.
 func (o Options) matteOf(ctx context.Context, source *raster) (*matte, error) {
-	return o.matteAround(ctx, source, nil)
-}
-
-// matteAround is matteOf for a picture whose faces are known; when nil, they are looked for.
-func (o Options) matteAround(ctx context.Context, source *raster, known []face) (*matte, error) {
 	medium, err := source.reduced(ctx, matteLong)
 	if err != nil {
 		return nil, err
 	}
-	m := &matte{pictureWidth: source.width, pictureHeight: source.height}
-	if model := o.net(neural.Matting, 1); model != nil {
-		inside, err := netMask(ctx, model, medium)
-		if err != nil {
-			return nil, err
-		}
-		m.subject = subject{inside: inside, method: model.Name(), confidence: decided(inside)}
-	} else if err := m.cutOut(ctx, o, source, medium, known); err != nil {
+	seen, shipped, err := o.modelSubject(ctx, medium)
+	if err != nil {
 		return nil, err
 	}
-	m.width, m.height = medium.width, medium.height
+	faces, err := o.faces.findIn(ctx, medium)
+	if err != nil {
+		return nil, err
+	}
+	cut, err := classicalSubject(ctx, source, medium, faces, false)
+	if err != nil {
+		return nil, err
+	}
+	m := &matte{pictureWidth: source.width, pictureHeight: source.height, subject: *chosen(seen, cut, shipped)}
 	m.refine(medium)
 	return m, nil
 }
 
-// cutOut finds the subject by classical means, at a size at which a cut is quick.
-func (m *matte) cutOut(ctx context.Context, o Options, source *raster, medium *patch, known []face) error {
+// portraitMattes finds the person of a portrait whose face is known: by classical means, and by a model where there is one that sees one.
+func (o Options) portraitMattes(ctx context.Context, source *raster, known face) ([]*matte, error) {
+	medium, err := source.reduced(ctx, matteLong)
+	if err != nil {
+		return nil, err
+	}
+	known.scale(float64(medium.width)/float64(source.width), float64(medium.height)/float64(source.height))
+	cut, err := classicalSubject(ctx, source, medium, []face{known}, true)
+	if err != nil {
+		return nil, err
+	}
+	all := []*subject{cut}
+	seen, _, err := o.modelSubject(ctx, medium)
+	if err != nil {
+		return nil, err
+	}
+	if seen != nil {
+		agreed(seen, cut)
+		all = append(all, seen)
+	}
+	mattes := make([]*matte, len(all))
+	for i, s := range all {
+		mattes[i] = &matte{pictureWidth: source.width, pictureHeight: source.height, subject: *s}
+		mattes[i].refine(medium)
+	}
+	return mattes, nil
+}
+
+// modelSubject is what a model sees of a subject, or nil where there is no model or it sees none. shipped says that the model is ours, which knows
+// people only.
+func (o Options) modelSubject(ctx context.Context, medium *patch) (s *subject, shipped bool, err error) {
+	model := o.net(neural.Matting, 1)
+	if model == nil {
+		return nil, false, nil
+	}
+	inside, err := netMask(ctx, model, medium)
+	if err != nil {
+		return nil, false, err
+	}
+	s = &subject{width: medium.width, height: medium.height, inside: inside, method: model.Name(), confidence: decided(inside)}
+	const undecided = 0.3
+	if part := s.part(); part < partLeast || part > partMost || s.confidence < undecided {
+		return nil, false, nil
+	}
+	return s, model.Shipped(), nil
+}
+
+// classicalSubject finds the subject by classical means, at a size at which a cut is quick. The faces are those of the medium picture.
+func classicalSubject(ctx context.Context, source *raster, medium *patch, faces []face, portrait bool) (*subject, error) {
 	small, err := source.reduced(ctx, subjectLong)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	width, height := source.width, source.height // of the picture that the faces are in
-	faces := slices.Clone(known)
-	if faces == nil {
-		if faces, err = o.faces.findIn(ctx, medium); err != nil {
-			return err
-		}
-		width, height = medium.width, medium.height
-	}
+	faces = slices.Clone(faces)
 	for i := range faces {
-		faces[i].scale(float64(small.width)/float64(width), float64(small.height)/float64(height))
+		faces[i].scale(float64(small.width)/float64(medium.width), float64(small.height)/float64(medium.height))
 	}
-	s, err := subjectIn(ctx, small, faces)
+	s, err := subjectIn(ctx, small, faces, portrait)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	m.subject = *s
-	m.inside = neural.Resize(s.inside, small.width, small.height, medium.width, medium.height)
-	return nil
+	s.inside = neural.Resize(s.inside, small.width, small.height, medium.width, medium.height)
+	s.width, s.height = medium.width, medium.height
+	return s, nil
+}
+
+// chosen is the one of two finds to go by: what a model sees, unless that is nothing, or ours sees people in what is a thing before a plain background.
+func chosen(seen, cut *subject, shipped bool) *subject {
+	if seen == nil {
+		return cut
+	}
+	if agreement := agreed(seen, cut); shipped && cut.plain && agreement < 0.5 {
+		return cut
+	}
+	return seen
+}
+
+// agreed is the intersection of two finds over their union. The more of it there is, the surer is the first.
+func agreed(s, other *subject) float64 {
+	both, either := 0.0, 0.0
+	for i, v := range s.inside {
+		both += float64(min(v, other.inside[i]))
+		either += float64(max(v, other.inside[i]))
+	}
+	agreement := both / max(either, 1)
+	s.confidence += (1 - s.confidence) * agreement * agreement / 2
+	return agreement
 }
 
 // decided is how far a model's mask is from "perhaps": 1 when every pixel is inside or outside.
@@ -99,11 +159,7 @@ func decided(inside []float32) float64 {
 func (m *matte) refine(p *patch) {
 	w, h := p.width, p.height
 	long := max(w, h)
-	total := 0.0
-	for _, v := range m.inside {
-		total += float64(v)
-	}
-	m.part = total / float64(len(m.inside))
+	m.part = m.subject.part()
 	// Half the width of the band in which an edge is looked for, in pixels of the reduced picture.
 	radius := max(1, long/100)
 	colours := straight(p)

@@ -82,7 +82,7 @@ func (o Options) portrait(ctx context.Context, source *picture, task engine.Task
 		return engine.Output{}, err
 	}
 	done.reach(0.5)
-	cut, m, err := o.cutPortrait(ctx, source, task, f, u)
+	cut, m, err := o.cutPortrait(ctx, source, task.Input, f, u)
 	if err != nil {
 		return engine.Output{}, err
 	}
@@ -90,6 +90,10 @@ func (o Options) portrait(ctx context.Context, source *picture, task engine.Task
 	l, err := u.layout(cut)
 	if err != nil {
 		return engine.Output{}, err
+	}
+	if m.confidence < portraitLeast {
+		return engine.Output{}, engine.Failf(engine.ProcessingFailed,
+			"The person could not be told from the background well enough for a passport photo. Take the photo before a plain, evenly lit background whose colour differs from hair and clothes.")
 	}
 	out, err := o.create(ctx, task.Output, task.Plan.Format, look{width: passportWidth, height: passportHeight, grey: source.grey, dpi: passportDPI})
 	if err != nil {
@@ -109,57 +113,50 @@ func (o Options) portrait(ctx context.Context, source *picture, task engine.Task
 	return result, nil
 }
 
-// cutPortrait takes the background out of an upright portrait. Who is the person is found in the whole source where the head is a good part
-// of it, which shows most of the background, and else in a wider view of the portrait.
-func (o Options) cutPortrait(ctx context.Context, source *picture, task engine.Task, f face, u *upright) (*patch, *matte, error) {
-	const goodPart = 0.03
-	if f.eyes[1].x-f.eyes[0].x < goodPart*float64(max(source.width, source.height)) {
-		return o.cutWide(ctx, source, task.Input, f, u)
-	}
-	m, err := o.matteAround(ctx, source.raster, []face{f})
-	if err != nil {
-		return nil, nil, err
-	}
-	without, err := newRaster(task.Scratch, source.width, source.height, false, source.file != nil)
-	if err != nil {
-		return nil, nil, err
-	}
-	defer without.Close()
-	without.alpha, without.grey = true, source.grey
-	err = filterBands(ctx, source.raster, filter{apply: m.cut}, false, func(y int, band []byte) error { return without.write(y, band) })
-	if err != nil {
-		return nil, nil, err
-	}
-	turned, err := o.uprightOf(ctx, &picture{raster: without, header: source.header}, task.Input, f, portraitView())
-	if err != nil {
-		return nil, nil, err
-	}
-	cut, err := patchOf(turned.raster, 0, 0, turned.width, turned.height)
-	return cut, m, err
-}
-
-// cutWide is cutPortrait by a wider view.
-func (o Options) cutWide(ctx context.Context, source *picture, input string, f face, u *upright) (*patch, *matte, error) {
+// cutPortrait takes the background out of an upright portrait: as that means does, model or classical, whose outline agrees best with the picture.
+// The confidence of the matte is then that of the outline, so that it falls when the cut is not to be trusted.
+func (o Options) cutPortrait(ctx context.Context, source *picture, input string, f face, u *upright) (*patch, *matte, error) {
 	wide, err := o.uprightOf(ctx, source, input, f, wideView())
 	if err != nil {
 		return nil, nil, err
 	}
-	m, err := o.matteAround(ctx, wide.raster, []face{wide.face})
+	mattes, err := o.portraitMattes(ctx, wide.raster, wide.face)
 	if err != nil {
 		return nil, nil, err
 	}
-	cut, err := patchOf(u.raster, 0, 0, u.width, u.height)
+	whole, err := patchOf(u.raster, 0, 0, u.width, u.height)
 	if err != nil {
 		return nil, nil, err
 	}
-	// In the wide view's pixels, made as small as the portrait's.
-	larger := u.apart / wide.apart
-	m.pictureWidth, m.pictureHeight = int(larger*float64(wide.width)), int(larger*float64(wide.height))
-	cut.x = int(larger*wide.face.eyes[0].x - u.face.eyes[0].x)
-	cut.y = int(larger*wide.face.eyes[0].y - u.face.eyes[0].y)
-	err = m.cut(ctx, 0, cut)
-	cut.x, cut.y = 0, 0
-	return cut, m, err
+	colours := labOf(whole)
+	larger := u.apart / wide.apart // a whole number
+	var best *patch
+	var m *matte
+	for _, candidate := range mattes {
+		// Its places are in the wide view's pixels, made as small as the portrait's.
+		candidate.pictureWidth, candidate.pictureHeight = int(larger*float64(wide.width)), int(larger*float64(wide.height))
+		cut := whole.clone()
+		cut.x = int(math.Round(larger*wide.face.eyes[0].x - u.face.eyes[0].x))
+		cut.y = int(math.Round(larger*wide.face.eyes[0].y - u.face.eyes[0].y))
+		if err := candidate.cut(ctx, 0, cut); err != nil {
+			return nil, nil, err
+		}
+		cut.x, cut.y = 0, 0
+		candidate.confidence = outlineOf(u, colours, cut).trust(candidate)
+		if m == nil || candidate.confidence > m.confidence {
+			best, m = cut, candidate
+		}
+	}
+	return best, m, nil
+}
+
+// clone copies a patch with its planes.
+func (p *patch) clone() *patch {
+	q := *p
+	for c := range q.planes {
+		q.planes[c] = slices.Clone(p.planes[c])
+	}
+	return &q
 }
 
 // onlyFace is the one face of a portrait. A doubtful find much smaller than the face is taken for none.
@@ -213,7 +210,7 @@ func (v view) size() (width, height int) {
 // portraitView is all that the photo may show, a little larger than in it. wideView shows more around, smaller: what a person is told from the background
 // by. Its sizes are a whole part of the portrait's.
 func portraitView() view { return view{apart: 240, side: 2.6, top: 3, bottom: 4.4} }
-func wideView() view     { return view{apart: 80, side: 5, top: 4, bottom: 6.5, endless: true} }
+func wideView() view     { return view{apart: 80, side: 3.4, top: 3.6, bottom: 5, endless: true} }
 
 // uprightMemory is for the two upright pictures, the larger as pixels and as planes, and for what one of them is sampled from: a part of the
 // source at twice its scale, turned by any angle.
@@ -502,8 +499,8 @@ func (p *patch) cubic(x, y float64) (v [4]float32) {
 
 // warnings are what a client should look at.
 func (u *upright) warnings(m *matte, l layout, format string) (warnings []string) {
-	const sure, muchOpen = 0.4, 0.02
-	if m.confidence < sure || m.part < partLeast || m.part > partMost {
+	const sure, muchOpen = 0.65, 0.02
+	if m.confidence < sure {
 		warnings = append(warnings, "The person could not be told from the background with confidence; look at the result before you use it.")
 	}
 	if head := l.head * passportHeight / (u.scale * l.zoom); head < headSharp {

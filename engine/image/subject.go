@@ -29,18 +29,33 @@ type subject struct {
 	// confidence is 0 to 1: how far the colours and edges of the picture agree with the answer.
 	confidence float64
 	faces      int
+	// plain says that the background is of one colour.
+	plain bool
+}
+
+// part is how much of the picture is the subject.
+func (s *subject) part() float64 {
+	total := 0.0
+	for _, v := range s.inside {
+		total += float64(v)
+	}
+	return total / float64(len(s.inside))
 }
 
 // subjectLong is the long side in pixels at which the subject is cut out; its edge is refined at a larger size.
 const subjectLong = 400
 
 // subjectIn finds the subject of a picture by classical means: what stands before a plain background, else the people whose
-// faces are found, else what stands out.
-func subjectIn(ctx context.Context, small *patch, faces []face) (*subject, error) {
+// faces are found, else what stands out. A portrait is of the first face, seen from the front.
+func subjectIn(ctx context.Context, small *patch, faces []face, portrait bool) (*subject, error) {
 	l := labOf(small)
 	s := &subject{width: small.width, height: small.height, faces: len(faces)}
 	belief, plain := plainGround(l)
+	s.plain = plain
 	switch {
+	case portrait && !plain:
+		s.method = "portrait+grabcut"
+		belief = portraitBelief(l.width, l.height, faces[0])
 	case plain:
 		s.method = "plain-background"
 	case len(faces) > 0:
