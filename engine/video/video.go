@@ -59,7 +59,7 @@ func (o Options) stall(p engine.Plan) time.Duration {
 // Tools are the video tools, in the order of the API document.
 func Tools(runner *ffmpeg.Runner, options Options) []engine.Tool {
 	e := &editor{runner: runner, options: options.withDefaults()}
-	return []engine.Tool{e.upscale(), e.hdr()}
+	return []engine.Tool{e.upscale(), e.hdr(), e.faceEnhance()}
 }
 
 // editor is what every tool works with.
