@@ -77,6 +77,7 @@ func TestAuditNamesTheRow(t *testing.T) {
 		owner     = "a hold belongs to a job of the same account"
 		fence     = "a job ended with its last fence"
 		places    = "the places in flight are counted right"
+		cut       = "only a job in progress has segments"
 		consumed  = "an upload is consumed by one job of its account"
 		story     = "a hold's entries tell its state"
 		open      = "frozen is the sum of the open holds"
@@ -121,6 +122,7 @@ func TestAuditNamesTheRow(t *testing.T) {
 			{"queued", "UPDATE uploads SET job_id = 'job_none' WHERE id = UPL", []string{"UPL " + consumed}},
 			{"queued", "UPDATE uploads SET account_id = 'acc_other' WHERE id = UPL", []string{"UPL " + consumed}},
 			{"queued", "UPDATE uploads SET status = 'consumed', job_id = JOB WHERE id = UPL", []string{"UPL " + consumed}},
+			{"succeeded+confirmed", "INSERT INTO segments (job_id, number, part, frames) VALUES (JOB, 0, '{}', 1)", []string{"JOB " + cut}},
 			{"succeeded+confirmed", "UPDATE accounts SET posted = posted - 1, used = used + 1 WHERE id = ACC", []string{"ACC " + sum}},
 		} {
 			t.Run(c.state+" "+c.query, func(t *testing.T) {
