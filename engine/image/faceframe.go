@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"slices"
 
 	"enlarger/engine/neural"
 )
@@ -75,8 +76,13 @@ type FaceTraits struct {
 	Noise float64
 }
 
-// MeasureFace measures a luma of 0 to 1, rows without gaps, that shows a face with FaceMargin around it.
+// MeasureFace measures a luma of 0 to 1, rows without gaps, that shows a face with FaceMargin around it. What is beyond black and white counts as
+// that.
 func MeasureFace(luma []float32, width, height int) FaceTraits {
+	luma = slices.Clone(luma)
+	for i, v := range luma {
+		luma[i] = min(max(v, 0), 1)
+	}
 	c := faceCrop{width: width, height: height, margin: min(FaceMargin, (width-1)/2, (height-1)/2), grey: true, planes: [3][]float32{luma, luma, luma}}
 	opaque := make([]float32, len(luma))
 	for i := range opaque {
@@ -87,7 +93,7 @@ func MeasureFace(luma []float32, width, height int) FaceTraits {
 	return FaceTraits{Softness: c.softness(), Noise: float64(sample.model(true).luma)}
 }
 
-// RestoreFace restores a face of a frame in place: a luma of 0 to 1, rows without gaps. It takes slight noise and coding out of flat skin by a
+// RestoreFace restores a face of a frame in place: a luma of 0 to 1 and somewhat beyond, rows without gaps. It takes slight noise and coding out of flat skin by a
 // guided filter (He, Sun and Tang, 2010), which costs a hundredth of what a still is given and answers to alike frames alike, and gives soft
 // features their detail back. No pixel leaves the range of the 5x5 around it by more than a small part, so that edges get no rim. strong does more of
 // both, on crisp faces too.
@@ -96,12 +102,12 @@ func RestoreFace(luma []float32, width, height int, t FaceTraits, strong bool) {
 	// as JPEG of quality 50 and 75, nearest to what they were; the strong ones are further from it, by 2 dB, and look crisper.
 	gains, floor, noises, rim := [3]float32{0.5, 0.1, 0.1}, 0.0, 1.5, float32(1)
 	if strong {
-		gains, floor, noises, rim = [3]float32{1, 0.6, 0.35}, 0.4, 2.5, 1.5
+		gains, floor, noises, rim = [3]float32{0.8, 0.4, 0.25}, 0.5, 2.5, 1.25
 	}
 	const leastNoise, mostNoise = 1.0 / 255, 6.0 / 255
 	deviation := noises * min(max(t.Noise, leastNoise), mostNoise)
 	c := canvas{width, height}
-	clean := guided(luma, width, height, 2, float32(deviation*deviation))
+	clean, varied := guided(luma, width, height, 2, float32(deviation*deviation))
 	softness := float32(max(t.Softness, floor))
 	more := make([]float32, len(luma))
 	for i, sigma := range [3]float64{0.5, 1, 2} {
@@ -109,17 +115,24 @@ func RestoreFace(luma []float32, width, height int, t FaceTraits, strong bool) {
 			more[k] += softness * gains[i] * (clean[k] - v)
 		}
 	}
+	// Detail is given where there is some: elsewhere it would be noise, which differs from frame to frame.
+	const doubt = 4 // times the variance of the noise has what is half believed
+	for i, v := range varied {
+		more[i] *= v / (v + doubt*(1-v))
+	}
 	low, high := make([]float32, len(luma)), make([]float32, len(luma))
 	rangeOf(clean, low, high, width, height, 2)
 	for i, v := range clean {
 		across := high[i] - low[i]
 		room := rim * min(overshoot*across, haloMost+haloPart*across)
-		luma[i] = min(max(v+more[i], max(low[i]-room, 0)), min(high[i]+room, 1))
+		// What lies beyond black and white in a video stays there, and nothing joins it.
+		luma[i] = min(max(v+more[i], max(low[i]-room, min(low[i], 0))), min(high[i]+room, max(high[i], 1)))
 	}
 }
 
-// guided smooths a plane where it varies by less than a variance, guided by itself, and keeps its edges.
-func guided(plane []float32, width, height, radius int, variance float32) []float32 {
+// guided smooths a plane where it varies by less than a variance, guided by itself, and keeps its edges. It also gives the part of the variance
+// around each pixel that is not smoothed away, 0 to 1.
+func guided(plane []float32, width, height, radius int, variance float32) (smooth, kept []float32) {
 	square := make([]float32, len(plane))
 	for i, v := range plane {
 		square[i] = v * v
@@ -135,9 +148,10 @@ func guided(plane []float32, width, height, radius int, variance float32) []floa
 	}
 	slope, offset = boxed(slope, width, height, radius), boxed(offset, width, height, radius)
 	for i, v := range plane {
-		square[i] = (slope[i]*v + offset[i]) / share[i]
+		slope[i] /= share[i]
+		square[i] = slope[i]*v + offset[i]/share[i]
 	}
-	return square
+	return square, slope
 }
 
 func onesOf(n int) []float32 {
