@@ -79,7 +79,7 @@ type Video struct {
 	VariableRate bool
 	// Setup is a hash of the decoder's parameters: pieces can be joined without encoding them anew when theirs are the same.
 	Setup string
-	// Claimed is how many frames the container says there are, 0 when it does not say.
+	// Claimed is how many frames the container says there are, less those that its edit list hides; 0 when it does not say.
 	Claimed int64
 }
 

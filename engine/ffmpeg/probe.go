@@ -71,6 +71,9 @@ func (r *Runner) Probe(ctx context.Context, path string) (*Media, error) {
 		return media, nil
 	}
 	media.Video = v
+	if err := r.takeOffHidden(ctx, path, media); err != nil {
+		return nil, err
+	}
 	seen, err := v.frameFacts(text)
 	if err == nil && !seen {
 		// The first packets of the file were all of other tracks.
@@ -83,6 +86,23 @@ func (r *Runner) Probe(ctx context.Context, path string) (*Media, error) {
 		return nil, err
 	}
 	return media, nil
+}
+
+// takeOffHidden lowers Claimed by the frames that an edit list keeps from being shown: in a video that was trimmed without being
+// encoded anew, say, whose container still announces all that it holds.
+func (r *Runner) takeOffHidden(ctx context.Context, path string, media *Media) error {
+	v := media.Video
+	if media.Format != "mp4" || v.Claimed <= v.Frames {
+		return nil
+	}
+	tracks, err := r.countPackets(ctx, path, media.Size, strconv.Itoa(v.Index), false, "-ignore_editlist", "1")
+	if err != nil {
+		return err
+	}
+	if all := tracks[v.Index]; all != nil {
+		v.Claimed -= max(0, int64(len(all.times))+all.missing-v.Frames)
+	}
+	return nil
 }
 
 // choose counts the tracks that have packets and returns the first.
@@ -141,11 +161,11 @@ func (r *Runner) Timeline(ctx context.Context, path string, index int) (Timeline
 }
 
 // countPackets reads the whole file and keeps the times of the video packets of the streams chosen, and which are key frames.
-func (r *Runner) countPackets(ctx context.Context, path string, size int64, streams string, keys bool) (map[int]*timeline, error) {
+func (r *Runner) countPackets(ctx context.Context, path string, size int64, streams string, keys bool, demuxer ...string) (map[int]*timeline, error) {
 	out := &timelines{most: r.limits.Packets, tracks: map[int]*timeline{}, keep: keys}
 	reading := time.Duration(math.Ceil(float64(size)/readRate)) * time.Second
 	args := []string{"-select_streams", streams, "-show_entries", "packet=stream_index,pts,dts,duration,flags", "-print_format", "compact=nokey=1:print_section=0"}
-	err := r.probe(ctx, path, args, process{stdout: out, timeout: r.limits.ProbeTime + reading})
+	err := r.probe(ctx, path, append(args, demuxer...), process{stdout: out, timeout: r.limits.ProbeTime + reading})
 	if out.over {
 		return nil, fmt.Errorf("probe: %w: over %d", ErrTooManyFrames, r.limits.Packets)
 	}

@@ -375,3 +375,18 @@ func TestStall(t *testing.T) {
 	wantFailure(t, err, engine.ProcessingTimeout)
 	wantNoFile(t, output)
 }
+
+// TestTrimmed runs videos that were trimmed without being encoded anew: their edit list hides what was cut off, and they are not
+// taken for files that break off.
+func TestTrimmed(t *testing.T) {
+	t.Parallel()
+	k := newKit(t)
+	long := clip(t, "long.mp4", args(lavfi(smooth("96x64", "25", "4")), lavfi("sine=d=4"), x264, []string{"-g", "50", "-c:a", "aac"})...)
+	path := clip(t, "trimmed.mp4", "-ss", "3.6", "-i", long, "-c", "copy")
+	r, m := k.must(t, path, `{}`)
+	if v := m.Video; v.Frames != 10 || len(m.Audio) != 1 {
+		t.Errorf("%d frames and %d audio tracks, want 10 and 1", v.Frames, len(m.Audio))
+	}
+	sameStarts(t, path, r.path)
+	samePictures(t, path, r.path, 48, 32, 30)
+}
