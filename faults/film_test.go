@@ -265,7 +265,7 @@ func TestFilmIsSharedFaster(t *testing.T) {
 	var took [2]time.Duration
 	path := film(t, "320x180", *length/5)
 	for i := range took {
-		f := faults.New(t, 1, map[string]string{"ENLARGER_SEGMENT": "5s", "ENLARGER_FFMPEG_THREADS": "1"})
+		f := faults.New(t, 1, map[string]string{"ENLARGER_SEGMENT": "2s", "ENLARGER_FFMPEG_THREADS": "1"})
 		c, duration := carry(t, f, path, i+1, func(*crew) {})
 		took[i] = duration
 		_, _, by := c.runs()

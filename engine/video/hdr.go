@@ -46,8 +46,12 @@ func (e *editor) hdr() engine.Tool {
 			out, _, err := e.convert(ctx, task, e.hdrRecipe(c, media, task.Plan))
 			return out, err
 		},
+		Parts: parted(e, hdrEffort, e.hdrRecipe),
 	})
 }
+
+// hdrEffort is how much longer a pixel takes than with video_upscale's classical method: the encoder's preset is slower, and H.265.
+const hdrEffort = 6
 
 // even is the next even number: the chroma of 4:2:0 has half of a picture's sides, and players take nothing else.
 func even(n int) int { return n + n&1 }

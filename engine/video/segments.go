@@ -124,6 +124,8 @@ type partFacts struct {
 	Frames int64 `json:"frames"`
 	// Setup is ffmpeg.Video.Setup.
 	Setup string `json:"setup"`
+	// Light is what a look measured of the part.
+	Light *contentLight `json:"light,omitempty"`
 }
 
 // parted shares out the work of a tool whose picture follows from a recipe, frame by frame. effort is how much longer a pixel takes than
@@ -218,7 +220,11 @@ func (e *editor) makePart(ctx context.Context, task engine.Task, r recipe) (json
 	if v.Width != r.plan.Width || v.Height != r.plan.Height || v.Frames > task.Plan.Frames {
 		return nil, fmt.Errorf("part is %dx%d with %d frames, planned %dx%d with %d", v.Width, v.Height, v.Frames, r.plan.Width, r.plan.Height, task.Plan.Frames)
 	}
-	return json.Marshal(partFacts{Frames: v.Frames, Setup: v.Setup})
+	facts := partFacts{Frames: v.Frames, Setup: v.Setup}
+	if r.look != nil {
+		facts.Light = &r.look.light
+	}
+	return json.Marshal(facts)
 }
 
 // joining is how the picture of an output comes from pieces.
@@ -277,6 +283,12 @@ func (e *editor) list(r recipe, pieces []engine.Piece) (path string, first int64
 		}
 		if i == 0 {
 			setup = facts.Setup
+		}
+		if r.look != nil {
+			if facts.Light == nil {
+				return "", 0, fmt.Errorf("part %d says nothing of its light", i)
+			}
+			r.look.light = r.look.light.with(*facts.Light)
 		}
 		if facts.Setup != setup || p.Part.Number != i || filepath.Dir(p.Path) != filepath.Dir(pieces[0].Path) {
 			return "", 0, fmt.Errorf("part %d of %d does not fit: the decoder's parameters are %q, the first's %q", p.Part.Number, len(pieces), facts.Setup, setup)

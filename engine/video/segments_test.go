@@ -17,17 +17,20 @@ import (
 	"enlarger/engine/ffmpeg"
 )
 
-// parts cuts a source into parts of about so many frames, makes each, joins them, and gives the output and how many parts there were.
+// parts is made with video_upscale.
 func (k *kit) parts(t *testing.T, r *result, media *ffmpeg.Media, frames int) (engine.Output, int) {
+	t.Helper()
+	c := UpscaleConfig{Scale: 2}
+	return made(t, r, k.editor, c, k.editor.recipe(c, media, r.plan), parted(k.editor, 1, k.editor.recipe), frames)
+}
+
+// made cuts a source into parts of about so many frames, makes each, joins them, and gives the output and how many parts there were.
+func made[C any](t *testing.T, r *result, e *editor, c C, whole recipe, shared *engine.Parts[C], frames int) (engine.Output, int) {
 	t.Helper()
 	slots <- struct{}{}
 	defer func() { <-slots }()
-	e := k.editor
 	task := r.task(t, r.path)
-	task.Plan = r.plan
-	shared := parted(e, 1, e.recipe)
-	c := UpscaleConfig{Scale: 2}
-	parts, err := e.cut(t.Context(), task, e.recipe(c, media, r.plan), frames)
+	parts, err := e.cut(t.Context(), task, whole, frames)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -46,8 +49,8 @@ func (k *kit) parts(t *testing.T, r *result, media *ffmpeg.Media, frames int) (e
 	if len(parts) == 0 {
 		return engine.Output{}, 0
 	}
-	if total != media.Video.Frames {
-		t.Errorf("the parts have %d frames, the source %d", total, media.Video.Frames)
+	if total != whole.media.Video.Frames {
+		t.Errorf("the parts have %d frames, the source %d", total, whole.media.Video.Frames)
 	}
 	slices.Reverse(pieces)
 	task.Output = filepath.Join(task.Scratch, "joined.mp4")
@@ -313,5 +316,50 @@ func TestCutCoversEverything(t *testing.T) {
 				}
 			}
 		}
+	}
+}
+
+// A film that becomes HDR in parts says the same of itself as one made whole, light levels and all.
+func TestJoinedHDR(t *testing.T) {
+	t.Parallel()
+	k := newKit(t)
+	// The brightest part is the second.
+	path := clip(t, "a.mp4", "-f", "lavfi", "-i", "testsrc2=s=96x64:r=25:d=2,eq=brightness='-0.3+0.3*between(t,0.6,1.2)':eval=frame", "-f", "lavfi", "-i", "sine=d=2",
+		"-c:v", "libx264", "-g", "12", "-sc_threshold", "0", "-pix_fmt", "yuv420p", "-c:a", "aac")
+	for _, codec := range []string{codecH265, codecH264} {
+		t.Run(codec, func(t *testing.T) {
+			t.Parallel()
+			whole, _, err := hdrJob(t, k.editor.options, path, `{"codec":"`+codec+`"}`)
+			if err != nil {
+				t.Fatal(err)
+			}
+			media, err := k.editor.inspected(t.Context(), path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			e := k.editor
+			c := HDRConfig{Quality: qualityHigh, Codec: codec, Gamut: "bt2020"}
+			joined := result{source: whole.source, plan: whole.plan, path: path}
+			out, n := made(t, &joined, e, c, e.hdrRecipe(c, media, whole.plan), parted(e, 1, e.hdrRecipe), 15)
+			if n < 2 {
+				t.Fatalf("%d parts", n)
+			}
+			for _, fact := range []string{"max_cll", "max_fall", "frames", "hdr", "audio_tracks"} {
+				if out.Facts[fact] != whole.out.Facts[fact] {
+					t.Errorf("%s is %v, of the whole %v", fact, out.Facts[fact], whole.out.Facts[fact])
+				}
+			}
+			if got, want := streams(t, joined.path), streams(t, whole.path); got != want {
+				t.Errorf("joined\n%s\nwhole\n%s", got, want)
+			}
+			if got, want := shownTimes(t, k, joined.path), shownTimes(t, k, whole.path); !slices.Equal(got, want) {
+				t.Errorf("frames are shown at\n%v, those of the whole at\n%v", got, want)
+			}
+			for i, db := range quality(t, whole.path, joined.path) {
+				if db < 40 {
+					t.Errorf("frame %d is %.1f dB from that of the whole", i, db)
+				}
+			}
+		})
 	}
 }
