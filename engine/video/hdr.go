@@ -79,7 +79,7 @@ func (e *editor) measureSDR(ctx context.Context, path string) (engine.Source, er
 }
 
 func (e *editor) inspectSDR(ctx context.Context, path string) (*ffmpeg.Media, error) {
-	media, err := e.inspect(ctx, path)
+	media, err := e.inspected(ctx, path)
 	if err != nil {
 		return nil, err
 	}

@@ -228,7 +228,12 @@ func (x expansion) light(signal rgb) rgb {
 	for i, v := range signal {
 		c[i] = sdrLight(x.transfer, v)
 	}
-	c = x.toWide.apply(c)
+	return x.expand(c)
+}
+
+// expand makes HDR light of linear SDR light in the source's primaries.
+func (x expansion) expand(sdr rgb) rgb {
+	c := x.toWide.apply(sdr)
 	for i := range c {
 		c[i] = max(c[i], 0)
 	}
@@ -257,10 +262,9 @@ func (x expansion) clip(c rgb) rgb {
 }
 
 // signal is the PQ signal of a pixel's R'G'B'.
-func (x expansion) signal(in rgb) rgb {
-	c := x.light(in)
-	return rgb{pq(c[0]), pq(c[1]), pq(c[2])}
-}
+func (x expansion) signal(in rgb) rgb { return pqOf(x.light(in)) }
+
+func pqOf(light rgb) rgb { return rgb{pq(light[0]), pq(light[1]), pq(light[2])} }
 
 // lutSide is how many points the table has on each side. Between them ffmpeg interpolates in tetrahedra; on greys that is within 1.4
 // ten-bit codes of the formula for method C and within 2.6 for method A.
@@ -279,13 +283,16 @@ func (x expansion) writeLUT(path string) (err error) {
 	}()
 	w := bufio.NewWriterSize(file, 1<<16)
 	fmt.Fprintf(w, "LUT_3D_SIZE %d\n", lutSide)
-	at := func(i int) float64 { return float64(i) / (lutSide - 1) }
+	var at [lutSide]float64
+	for i := range at {
+		at[i] = sdrLight(x.transfer, float64(i)/(lutSide-1))
+	}
 	var line []byte
 	for blue := range lutSide {
 		for green := range lutSide {
 			for red := range lutSide {
 				line = line[:0]
-				for i, v := range x.signal(rgb{at(red), at(green), at(blue)}) {
+				for i, v := range pqOf(x.expand(rgb{at[red], at[green], at[blue]})) {
 					if i > 0 {
 						line = append(line, ' ')
 					}
