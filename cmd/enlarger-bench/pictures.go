@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"flag"
 	"fmt"
@@ -131,7 +132,7 @@ func (s shown) write(ctx context.Context, options imagetools.Options, photo *ima
 	panels := []*image.NRGBA{s.panel(before)}
 	for i, config := range s.configs {
 		out := filepath.Join(dir, fmt.Sprintf("out-%d.png", i))
-		if _, err := runTool(ctx, options, s.tool, []byte(config), "png", in, out); err != nil {
+		if _, _, err := runTool(ctx, options, s.tool, []byte(config), "png", in, out); err != nil {
 			return err
 		}
 		after, err := imaging.Open(out)
@@ -144,15 +145,15 @@ func (s shown) write(ctx context.Context, options imagetools.Options, photo *ima
 }
 
 func saveSource(path string, img *image.NRGBA, quality int) error {
-	f, err := os.Create(path)
-	if err != nil {
+	var file bytes.Buffer
+	if quality > 0 {
+		if err := jpeg.Encode(&file, img, &jpeg.Options{Quality: quality}); err != nil {
+			return err
+		}
+	} else if err := png.Encode(&file, img); err != nil {
 		return err
 	}
-	defer f.Close()
-	if quality > 0 {
-		return jpeg.Encode(f, img, &jpeg.Options{Quality: quality})
-	}
-	return png.Encode(f, img)
+	return os.WriteFile(path, file.Bytes(), 0o600)
 }
 
 // panel is what is shown of a picture: as high as the page can take, transparent parts on a checkerboard.
@@ -195,10 +196,9 @@ func savePanels(path string, panels []*image.NRGBA) error {
 		sheet = imaging.Paste(imaging.Paste(grown, sheet, image.Point{}), p, image.Pt(x, y))
 		x += p.Rect.Dx() + gap
 	}
-	f, err := os.Create(path)
-	if err != nil {
+	var file bytes.Buffer
+	if err := jpeg.Encode(&file, sheet, &jpeg.Options{Quality: 82}); err != nil {
 		return err
 	}
-	defer f.Close()
-	return jpeg.Encode(f, sheet, &jpeg.Options{Quality: 82})
+	return os.WriteFile(path, file.Bytes(), 0o600)
 }

@@ -31,9 +31,6 @@ const (
 	speedChild   = "speed-run"
 )
 
-// speedTime bounds one run of one program.
-const speedTime = 15 * time.Minute
-
 // speedTrial is one line of the table: a tool, and what other programs do that comes nearest.
 type speedTrial struct {
 	tool, config, what string
@@ -74,6 +71,8 @@ type speedOptions struct {
 	photo  string
 	peers  bool
 	slow   time.Duration
+	// limit bounds one run of one program, and total the whole: what is left then is not run.
+	limit, total time.Duration
 }
 
 func parseSpeed(args []string, stderr io.Writer) (*speedOptions, error) {
@@ -86,6 +85,8 @@ func parseSpeed(args []string, stderr io.Writer) (*speedOptions, error) {
 	flags.StringVar(&o.photo, "photo", "fixtures/media/astronaut.png", "the photo that sources of all sizes are made of")
 	flags.BoolVar(&o.peers, "peers", true, "run ImageMagick and libvips beside ours")
 	flags.DurationVar(&o.slow, "slow", 20*time.Second, "what takes longer is run once only")
+	flags.DurationVar(&o.limit, "limit", 5*time.Minute, "what takes longer, or by its time at a smaller size would, is not run or ended, and its row says so")
+	flags.DurationVar(&o.total, "total", 45*time.Minute, "what is left after this is not run, and its row says so")
 	if err := flags.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
 			return nil, err
@@ -118,6 +119,8 @@ type spent struct {
 	// note is what it did, or why it did nothing.
 	note string
 	ok   bool
+	// estimate and base are ours alone: the bytes that the tool says a run will take, and what the process held before it.
+	estimate, base int64
 }
 
 // speed prints how long the image tools take and how much memory they hold, each run a process of its own, beside other programs on the same file.
@@ -142,27 +145,37 @@ func speed(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	}
 	fmt.Fprintf(stdout, "ImageMagick: %s. libvips: %s.\n\n", orMissing(magick), orMissing(vips))
 	known := imagetools.Tools(imagetools.Options{})
-	rows := [][]string{{"tool", "output", "method", "time (processor)", "processor a megapixel", "peak memory", "ImageMagick", "libvips"}}
+	rows := [][]string{{"tool", "output", "method", "time (processor)", "processor a megapixel", "peak memory", "of it the job's, estimated", "ImageMagick", "libvips"}}
+	end := time.Now().Add(o.total)
+	b := speedBench{options: o, self: self, scratch: scratch, magick: magick, vips: vips, log: stderr}
 	for _, t := range speedTrials() {
 		offered := slices.ContainsFunc(known, func(k engine.Tool) bool { return k.Name == t.tool })
 		if !offered || (len(o.tools) > 0 && !slices.Contains(o.tools, t.tool)) {
 			continue
 		}
+		pace := 0.0 // seconds a megapixel at the size before
 		for i, size := range o.sizes {
 			if t.fixed && i > 0 {
 				continue
 			}
-			b := speedBench{options: o, self: self, scratch: scratch, magick: magick, vips: vips, log: stderr}
-			row, err := b.line(ctx, t, size)
-			if err != nil {
-				return err
+			row := []string{t.label(), fmt.Sprintf("%g MP", size)}
+			switch expected := time.Duration(pace * size * float64(time.Second)); {
+			case ctx.Err() != nil:
+				return context.Cause(ctx)
+			case time.Now().After(end):
+				row = append(row, fmt.Sprintf("not run: the whole has taken %s", o.total))
+			case expected > o.limit:
+				row = append(row, fmt.Sprintf("not run: it would take about %s", expected.Round(time.Second)))
+			default:
+				row, pace = b.line(ctx, t, size)
 			}
-			rows = append(rows, row)
+			rows = append(rows, append(row, make([]string, len(rows[0])-len(row))...))
 		}
 	}
 	fmt.Fprint(stdout, table(rows))
 	fmt.Fprintf(stdout, "\nOurs is timed from file to file inside a process of its own, the others from start to end of theirs, which adds some hundredths of a second. "+
-		"Our computing yields to everything else (niceness 10): compare times on a quiet machine, processor times on any. Memory is the peak resident set of the process.\n")
+		"Our computing yields to everything else (niceness 10): compare times on a quiet machine, processor times on any. Memory is the peak resident set of the process; the job's part of it is what came "+
+		"after the models were loaded. An exclamation mark says that it was more than the tool's own estimate, by which jobs are admitted.\n")
 	fmt.Fprintf(stdout, "\nLoad average at the end: %s.\n", loadAverage())
 	return nil
 }
@@ -200,11 +213,18 @@ type speedBench struct {
 	log           io.Writer
 }
 
-// line measures one tool at one output size.
-func (b *speedBench) line(ctx context.Context, t speedTrial, megapixels float64) ([]string, error) {
+func (t speedTrial) label() string { return strings.TrimSpace("`" + t.tool + "` " + t.what) }
+
+// line measures one tool at one output size; a run that fails has its reason in the row. pace is our seconds a megapixel, 0 where there are none.
+func (b *speedBench) line(ctx context.Context, t speedTrial, megapixels float64) (row []string, pace float64) {
+	output := fmt.Sprintf("%g MP", megapixels)
+	if t.fixed {
+		output = "826x1062"
+	}
+	row = []string{t.label(), output}
 	source, err := b.source(ctx, megapixels/t.growth, t.noisy)
 	if err != nil {
-		return nil, err
+		return append(row, "failed: "+err.Error()), 0
 	}
 	format := t.format
 	if format == "" {
@@ -213,41 +233,44 @@ func (b *speedBench) line(ctx context.Context, t speedTrial, megapixels float64)
 	fmt.Fprintf(b.log, "%s %s %g MP\n", t.tool, t.what, megapixels)
 	ours := b.best(ctx, func(out string) []string { return []string{b.self, speedChild, t.tool, t.config, format, source, out} }, format)
 	if !ours.ok {
-		return nil, fmt.Errorf("%s at %g MP: %s", t.tool, megapixels, ours.note)
+		return append(row, "failed: "+ours.note), 0
 	}
-	peer := func(program string, args func(name, out string) []string) string {
-		name, _, _ := strings.Cut(program, " (")
-		if name == "" || args(name, "") == nil {
-			return ""
-		}
-		s := b.best(ctx, func(out string) []string { return args(name, out) }, format)
-		if !s.ok {
-			return "failed"
-		}
-		return fmt.Sprintf("%s (%s), %d MB; ours %.1fx", seconds(s.wall), seconds(s.processor), s.peak>>20, ours.wall.Seconds()/s.wall.Seconds())
-	}
-	im := peer(b.magick, func(name, out string) []string {
+	pace = ours.wall.Seconds() / megapixels
+	im := b.peer(ctx, b.magick, format, ours, func(name, out string) []string {
 		if t.magick == "" {
 			return nil
 		}
 		return append(append([]string{name, source}, strings.Fields(t.magick)...), out)
 	})
-	vips := peer(b.vips, func(name, out string) []string {
+	vips := b.peer(ctx, b.vips, format, ours, func(name, out string) []string {
 		if t.vips == "" {
 			return nil
 		}
 		return append([]string{name}, strings.Fields(strings.NewReplacer("IN", source, "OUT", out).Replace(t.vips))...)
 	})
-	label := strings.TrimSpace("`" + t.tool + "` " + t.what)
-	output := fmt.Sprintf("%g MP", megapixels)
 	if t.fixed {
-		output = "826x1062"
 		megapixels = 826 * 1062 / 1e6
 	}
-	return []string{
-		label, output, ours.note, fmt.Sprintf("%s (%s)", seconds(ours.wall), seconds(ours.processor)), fmt.Sprintf("%.3f s", ours.processor.Seconds()/megapixels),
-		fmt.Sprintf("%d MB", ours.peak>>20), im, vips,
-	}, nil
+	own, mark := ours.peak-ours.base, ""
+	if own > ours.estimate {
+		mark = " !"
+	}
+	return append(row,
+		ours.note, fmt.Sprintf("%s (%s)", seconds(ours.wall), seconds(ours.processor)), fmt.Sprintf("%.3f s", ours.processor.Seconds()/megapixels),
+		fmt.Sprintf("%d MB", ours.peak>>20), fmt.Sprintf("%d MB, %d MB%s", own>>20, ours.estimate>>20, mark), im, vips), pace
+}
+
+// peer runs another program and says how it compares, or why it does not.
+func (b *speedBench) peer(ctx context.Context, program, format string, ours spent, args func(name, out string) []string) string {
+	name, _, _ := strings.Cut(program, " (")
+	if name == "" || args(name, "") == nil {
+		return ""
+	}
+	s := b.best(ctx, func(out string) []string { return args(name, out) }, format)
+	if !s.ok {
+		return "failed: " + s.note
+	}
+	return fmt.Sprintf("%s (%s), %d MB; ours %.1fx", seconds(s.wall), seconds(s.processor), s.peak>>20, ours.wall.Seconds()/s.wall.Seconds())
 }
 
 func seconds(d time.Duration) string { return fmt.Sprintf("%.2f s", d.Seconds()) }
@@ -258,15 +281,16 @@ func (b *speedBench) best(ctx context.Context, command func(out string) []string
 	for range b.options.rounds {
 		out := filepath.Join(b.scratch, "out."+format)
 		_ = os.Remove(out)
-		s := measureCommand(ctx, command(out))
+		s := measureCommand(ctx, b.options.limit, command(out))
 		if !s.ok {
 			return s
 		}
 		// A worker does not start a program for a job, so ours counts from the file to the file; the child says how long that took.
 		var method string
-		var took, used int64
-		if n, _ := fmt.Sscan(s.note, &method, &took, &used); n == 3 {
+		var took, used, estimate, base int64
+		if n, _ := fmt.Sscan(s.note, &method, &took, &used, &estimate, &base); n == 5 {
 			s.note, s.wall, s.processor = method, time.Duration(took), time.Duration(used)
+			all.estimate, all.base = estimate, base
 		}
 		if !all.ok || s.wall < all.wall {
 			all.wall, all.processor, all.note = s.wall, s.processor, s.note
@@ -280,8 +304,8 @@ func (b *speedBench) best(ctx context.Context, command func(out string) []string
 }
 
 // measureCommand runs a program to its end. The memory is the most that it or a child it waited for held.
-func measureCommand(ctx context.Context, command []string) spent {
-	ctx, stop := context.WithTimeout(ctx, speedTime)
+func measureCommand(ctx context.Context, limit time.Duration, command []string) spent {
+	ctx, stop := context.WithTimeout(ctx, limit)
 	defer stop()
 	cmd := exec.CommandContext(ctx, command[0], command[1:]...)
 	var out, problems bytes.Buffer
@@ -289,8 +313,11 @@ func measureCommand(ctx context.Context, command []string) spent {
 	start := time.Now()
 	err := cmd.Run()
 	wall := time.Since(start)
+	if ctx.Err() != nil {
+		return spent{note: fmt.Sprintf("ended after %s", limit)}
+	}
 	if err != nil {
-		return spent{note: fmt.Sprintf("%v: %.200s", err, problems.String())}
+		return spent{note: fmt.Sprintf("%v: %.200s", err, strings.Join(strings.Fields(problems.String()), " "))}
 	}
 	usage, ok := cmd.ProcessState.SysUsage().(*syscall.Rusage)
 	if !ok {
@@ -315,7 +342,7 @@ func (b *speedBench) source(ctx context.Context, megapixels float64, noisy bool)
 		return "", err
 	}
 	// In a process of its own: what this one ever held would count as the memory of those it starts.
-	if made := measureCommand(ctx, []string{b.self, speedChild, "custom", string(config), "jpg", b.options.photo, path}); !made.ok {
+	if made := measureCommand(ctx, b.options.limit, []string{b.self, speedChild, "custom", string(config), "jpg", b.options.photo, path}); !made.ok {
 		return "", fmt.Errorf("make a source of %g MP: %s", megapixels, made.note)
 	}
 	return path, nil
@@ -341,8 +368,9 @@ func serveSpeed(ctx context.Context, args []string) error {
 	if runner, err := ffmpeg.Open(ffmpeg.Config{}); err == nil {
 		options.FFmpeg = runner
 	}
+	base := peakMemory()
 	start, before := time.Now(), processorTime()
-	out, err := runTool(ctx, options, args[0], []byte(args[1]), args[2], args[3], args[4])
+	out, estimate, err := runTool(ctx, options, args[0], []byte(args[1]), args[2], args[3], args[4])
 	if err != nil {
 		return err
 	}
@@ -351,8 +379,17 @@ func serveSpeed(ctx context.Context, args []string) error {
 	if model, ok := out.Facts["model"]; ok {
 		method = model
 	}
-	_, err = fmt.Printf("%v %d %d\n", method, took.Nanoseconds(), used.Nanoseconds())
+	_, err = fmt.Printf("%s %d %d %d %d\n", strings.ReplaceAll(fmt.Sprint(method), " ", ""), took.Nanoseconds(), used.Nanoseconds(), estimate, base)
 	return err
+}
+
+// peakMemory is the most that this process has held, in bytes.
+func peakMemory() int64 {
+	var u syscall.Rusage
+	if syscall.Getrusage(syscall.RUSAGE_SELF, &u) != nil {
+		return 0
+	}
+	return u.Maxrss << 10
 }
 
 // processorTime is what this process and the children that it waited for have used.
@@ -367,24 +404,26 @@ func processorTime() time.Duration {
 	return sum
 }
 
-// runTool runs a tool on a file as a worker does.
-func runTool(ctx context.Context, options imagetools.Options, tool string, config []byte, format, in, out string) (engine.Output, error) {
+// runTool runs a tool on a file as a worker does. The estimate is the memory that a worker would admit it by.
+func runTool(ctx context.Context, options imagetools.Options, tool string, config []byte, format, in, out string) (result engine.Output, estimate int64, err error) {
 	order, err := engine.NewCatalog(engine.DefaultLimits(), imagetools.Tools(options)...).Order(tool, config, format)
 	if err != nil {
-		return engine.Output{}, err
+		return engine.Output{}, 0, err
 	}
 	source, err := order.Measure(ctx, in)
 	if err != nil {
-		return engine.Output{}, err
+		return engine.Output{}, 0, err
 	}
 	plan, err := order.Plan(source)
 	if err != nil {
-		return engine.Output{}, err
+		return engine.Output{}, 0, err
 	}
 	scratch, err := os.MkdirTemp(filepath.Dir(out), "job-*")
 	if err != nil {
-		return engine.Output{}, err
+		return engine.Output{}, 0, err
 	}
 	defer os.RemoveAll(scratch)
-	return order.Process(ctx, engine.Task{Plan: plan, Source: source, Input: in, Output: out, Scratch: scratch})
+	task := engine.Task{Plan: plan, Source: source, Input: in, Output: out, Scratch: scratch}
+	result, err = order.Process(ctx, task)
+	return result, order.Memory(task), err
 }

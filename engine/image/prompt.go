@@ -360,7 +360,7 @@ func (p *promptReader) headless(it item) {
 }
 
 // way is the direction that was said, or the usual one.
-func (it item) way(usual string) string {
+func (it *item) way(usual string) string {
 	if len(it.ways) > 0 {
 		return it.ways[0]
 	}
@@ -371,7 +371,7 @@ func (it item) way(usual string) string {
 func partly(degree float64) float64 { return math.Min(0.5*degree, 1) }
 
 // strength is how far a property is to go: what was said in per cent, or the usual amount by the degree.
-func (it item) strength(usual float64) float64 {
+func (it *item) strength(usual float64) float64 {
 	for _, q := range it.quantities {
 		const factors = 3 // "contrast 1.5" means times, "contrast 20" per cent
 		signed := strings.HasPrefix(q.words, "+") || strings.HasPrefix(q.words, "-")

@@ -262,46 +262,29 @@ func barrier(l lab, channel int) []float32 {
 	return distance
 }
 
+// piece is a connected part of a cut, of the subject or beside it.
+type piece struct {
+	pixels []int
+	inside bool
+	belief float64
+	// edge says that it touches the edge of the picture.
+	edge bool
+}
+
 // keepPieces drops pieces of the subject that are small and not believed in, and fills small holes.
 func keepPieces(near []bool, belief []float32, w, h int) {
 	seen := make([]bool, len(near))
-	type piece struct {
-		pixels []int
-		inside bool
-		belief float64
-		edge   bool
-	}
 	var pieces []piece
+	best := 0.0
 	for start := range near {
 		if seen[start] {
 			continue
 		}
-		p := piece{inside: near[start]}
-		seen[start] = true
-		p.pixels = append(p.pixels, start)
-		for k := 0; k < len(p.pixels); k++ {
-			i := p.pixels[k]
-			p.belief += float64(belief[i])
-			x, y := i%w, i/w
-			for _, s := range cutSteps[:4] {
-				u, v := x+s[0], y+s[1]
-				if u < 0 || v < 0 || u >= w || v >= h {
-					p.edge = true
-					continue
-				}
-				if j := v*w + u; !seen[j] && near[j] == p.inside {
-					seen[j] = true
-					p.pixels = append(p.pixels, j)
-				}
-			}
-		}
-		pieces = append(pieces, p)
-	}
-	best := 0.0
-	for _, p := range pieces {
+		p := pieceAt(start, near, seen, belief, w, h)
 		if p.inside {
 			best = max(best, p.belief)
 		}
+		pieces = append(pieces, p)
 	}
 	for _, p := range pieces {
 		flip := p.inside && p.belief < 0.15*best
@@ -314,6 +297,29 @@ func keepPieces(near []bool, belief []float32, w, h int) {
 			}
 		}
 	}
+}
+
+// pieceAt gathers the piece that a pixel lies in and marks its pixels as seen.
+func pieceAt(start int, near, seen []bool, belief []float32, w, h int) piece {
+	p := piece{inside: near[start], pixels: []int{start}}
+	seen[start] = true
+	for k := 0; k < len(p.pixels); k++ {
+		i := p.pixels[k]
+		p.belief += float64(belief[i])
+		x, y := i%w, i/w
+		for _, s := range cutSteps[:4] {
+			u, v := x+s[0], y+s[1]
+			if u < 0 || v < 0 || u >= w || v >= h {
+				p.edge = true
+				continue
+			}
+			if j := v*w + u; !seen[j] && near[j] == p.inside {
+				seen[j] = true
+				p.pixels = append(p.pixels, j)
+			}
+		}
+	}
+	return p
 }
 
 // judge is how sure the cut is: whether it follows edges, agrees with the belief, and takes a sensible part of the picture.
