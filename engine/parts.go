@@ -29,6 +29,9 @@ type Piece struct {
 type Parts[C any] struct {
 	// Cut divides a task. Fewer than two parts: it is not worth while, or cannot be done without harm, and the task is done whole.
 	Cut func(ctx context.Context, config C, task Task) ([]Part, error)
+	// Fits says whether this process would make a part just as the one that cut the task: with the same models, encoders and settings. Parts
+	// that were not made alike would show where they meet.
+	Fits func(part Part) bool
 	// Make makes one part into task.Output. Facts are for Join; they are small.
 	Make func(ctx context.Context, config C, task Task, part Part) (facts json.RawMessage, err error)
 	// Join makes the output of all parts, in their order. It is as good as the output of the whole, or an error.
@@ -37,6 +40,7 @@ type Parts[C any] struct {
 
 // parting is Parts with the config's type forgotten.
 type parting struct {
+	fits    func(part Part) bool
 	cut     func(ctx context.Context, config any, task Task) ([]Part, error)
 	produce func(ctx context.Context, config any, task Task, part Part) (json.RawMessage, error)
 	join    func(ctx context.Context, config any, task Task, pieces []Piece) (Output, error)
@@ -47,7 +51,8 @@ func partingOf[C any](p *Parts[C]) *parting {
 		return nil
 	}
 	return &parting{
-		cut: func(ctx context.Context, config any, task Task) ([]Part, error) { return p.Cut(ctx, config.(C), task) },
+		fits: p.Fits,
+		cut:  func(ctx context.Context, config any, task Task) ([]Part, error) { return p.Cut(ctx, config.(C), task) },
 		produce: func(ctx context.Context, config any, task Task, part Part) (json.RawMessage, error) {
 			return p.Make(ctx, config.(C), task, part)
 		},
@@ -64,6 +69,9 @@ func (o *Order) Cut(ctx context.Context, task Task) ([]Part, error) {
 	}
 	return o.Tool.parts.cut(ctx, o.config, task)
 }
+
+// Fits says whether this process makes a part as the one that cut the task would.
+func (o *Order) Fits(part Part) bool { return o.Tool.parts != nil && o.Tool.parts.fits(part) }
 
 // Make makes one part of a task into task.Output. Errors are as those of Process.
 func (o *Order) Make(ctx context.Context, task Task, part Part) (facts json.RawMessage, err error) {

@@ -70,16 +70,13 @@ func (s *Store) AddSegments(ctx context.Context, j Job, parts []engine.Part) err
 	if len(parts) > SegmentsMost {
 		return fmt.Errorf("add segments: %d are too many", len(parts))
 	}
-	// The row of the job is written first, so that none of this can slip past a cancel.
-	steps := []db.Step{{What: "hold job", None: ErrStale, Args: []any{j.ID, j.Fence},
-		SQL: `UPDATE jobs SET progress = progress WHERE id = $1 AND fence = $2 AND status = 'processing'`}}
+	steps := []db.Step{holdRun(j)}
 	for _, p := range parts {
-		text, err := json.Marshal(p)
+		step, err := insertSegment(j.ID, p, `DO NOTHING`)
 		if err != nil {
-			return fmt.Errorf("add segments: %w", err)
+			return err
 		}
-		steps = append(steps, db.Step{What: "insert segment", Args: []any{j.ID, p.Number, string(text), p.Frames},
-			SQL: `INSERT INTO segments (job_id, number, part, frames) VALUES ($1, $2, $3, $4) ON CONFLICT (job_id, number) DO NOTHING`})
+		steps = append(steps, step)
 	}
 	return certainly(func() error { return s.db.Batch(ctx, steps...) })
 }
@@ -185,35 +182,46 @@ func (s *Store) ReleaseSegment(ctx context.Context, g Segment, failed bool) erro
 		WHERE job_id = $1 AND number = $2 AND fence = $3 AND status = 'running'`, g.JobID, g.Part.Number, g.Fence, count)
 }
 
-// RestartSegments lets every part of j, a claimed job, be made anew, because what was made could not be joined: the objects go. Fences stay.
-// ErrStale: not the caller's any more.
-func (s *Store) RestartSegments(ctx context.Context, j Job) error {
-	return s.db.InTx(ctx, func(tx *sql.Tx) error {
-		if err := changeOne(ctx, tx, `UPDATE jobs SET progress = progress WHERE id = $1 AND fence = $2 AND status = 'processing'`, j.ID, j.Fence); err != nil {
+// RestartSegments lets every part of j, a claimed job, be made anew, because what was made could not be joined: the objects go. Fences stay. parts, unless nil,
+// take the place of those there were, however many. ErrStale: not the caller's any more.
+func (s *Store) RestartSegments(ctx context.Context, j Job, parts []engine.Part) error {
+	if len(parts) > SegmentsMost {
+		return fmt.Errorf("restart segments: %d are too many", len(parts))
+	}
+	steps := []db.Step{
+		holdRun(j),
+		{What: "note segments' objects", Args: []any{j.ID, lostFenceGrace.Microseconds()},
+			SQL: `INSERT INTO garbage (object, not_before) SELECT object, now_micros() + $2 FROM segments WHERE job_id = $1 AND object <> ''
+				ON CONFLICT (object) DO UPDATE SET not_before = EXCLUDED.not_before`},
+		{What: "restart segments", Args: []any{j.ID},
+			SQL: `UPDATE segments SET status = 'queued', lease_until = 0, progress = 0, object = '', facts = '' WHERE job_id = $1`},
+	}
+	if parts != nil {
+		steps = append(steps, db.Step{What: "forget segments", SQL: `DELETE FROM segments WHERE job_id = $1 AND number >= $2`, Args: []any{j.ID, len(parts)}})
+	}
+	for _, p := range parts {
+		step, err := insertSegment(j.ID, p, `DO UPDATE SET part = EXCLUDED.part, frames = EXCLUDED.frames`)
+		if err != nil {
 			return err
 		}
-		rows, err := tx.QueryContext(ctx, `SELECT object FROM segments WHERE job_id = $1 AND object <> ''`, j.ID)
-		if err != nil {
-			return fmt.Errorf("restart segments: %w", err)
-		}
-		var objects []string
-		for rows.Next() {
-			var object string
-			if err := rows.Scan(&object); err != nil {
-				rows.Close()
-				return fmt.Errorf("restart segments: %w", err)
-			}
-			objects = append(objects, object)
-		}
-		rows.Close()
-		if err := rows.Err(); err != nil {
-			return fmt.Errorf("restart segments: %w", err)
-		}
-		if _, err := tx.ExecContext(ctx, `UPDATE segments SET status = 'queued', lease_until = 0, progress = 0, object = '', facts = '' WHERE job_id = $1`, j.ID); err != nil {
-			return fmt.Errorf("restart segments: %w", err)
-		}
-		return addGarbage(ctx, tx, lostFenceGrace, objects...)
-	})
+		steps = append(steps, step)
+	}
+	return certainly(func() error { return s.db.Batch(ctx, steps...) })
+}
+
+// holdRun is the step before the parts of a job are written: it writes the job's row, so that nothing slips past a cancel.
+func holdRun(j Job) db.Step {
+	return db.Step{What: "hold job", None: ErrStale, Args: []any{j.ID, j.Fence},
+		SQL: `UPDATE jobs SET progress = progress WHERE id = $1 AND fence = $2 AND status = 'processing'`}
+}
+
+func insertSegment(id string, p engine.Part, otherwise string) (db.Step, error) {
+	text, err := json.Marshal(p)
+	if err != nil {
+		return db.Step{}, fmt.Errorf("encode segment: %w", err)
+	}
+	return db.Step{What: "insert segment", Args: []any{id, p.Number, string(text), p.Frames},
+		SQL: `INSERT INTO segments (job_id, number, part, frames) VALUES ($1, $2, $3, $4) ON CONFLICT (job_id, number) ` + otherwise}, nil
 }
 
 // segmentFolder, behind a job's results prefix, starts the key of every object that holds a part.

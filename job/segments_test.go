@@ -224,18 +224,24 @@ func TestSegmentsAreWrittenOnce(t *testing.T) {
 		if err := w.store.AddSegments(w.ctx, old, cutInto(2)); !errors.Is(err, ErrStale) {
 			t.Errorf("an old run cuts: %v", err)
 		}
-		if err := w.store.RestartSegments(w.ctx, old); !errors.Is(err, ErrStale) {
+		if err := w.store.RestartSegments(w.ctx, old, nil); !errors.Is(err, ErrStale) {
 			t.Errorf("an old run begins anew: %v", err)
 		}
 		if found, err := w.store.Referenced(w.ctx, "parts/0"); err != nil || !found {
 			t.Errorf("a part's object is not named: %v", err)
 		}
-		w.ok(w.store.RestartSegments(w.ctx, j))
+		w.ok(w.store.RestartSegments(w.ctx, j, nil))
 		if s := w.part(j.ID, 0); s.Status != SegmentQueued || s.Fence != 1 || s.Object != "" {
 			t.Errorf("begun anew: %+v", s)
 		}
 		if n := w.count("SELECT COUNT(*) FROM garbage WHERE object = 'parts/0'"); n != 1 {
 			t.Errorf("the object is noted %d times", n)
+		}
+		other := []engine.Part{{Number: 0, Frames: 1, Spec: json.RawMessage(`"x"`)}, {Number: 1, Frames: 2}}
+		w.ok(w.store.RestartSegments(w.ctx, j, other))
+		all, err = w.store.Segments(w.ctx, j.ID)
+		if err != nil || len(all) != 2 || string(all[0].Part.Spec) != `"x"` || all[0].Fence != 1 || all[1].Part.Frames != 2 {
+			t.Errorf("cut anew: %+v, %v", all, err)
 		}
 		_, err = w.store.Cancel(w.ctx, w.account, j.ID)
 		w.ok(err)

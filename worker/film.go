@@ -38,7 +38,7 @@ func (r *run) make(ctx context.Context, task engine.Task) error {
 	})
 }
 
-// segments reads the parts that an earlier run has cut, or cuts the task.
+// segments reads the parts that an earlier run has cut, or cuts the task. Parts that this process would make in another way are begun anew.
 func (r *run) segments(ctx context.Context, task engine.Task) (segments []job.Segment, err error) {
 	if r.plan.Media != engine.Video {
 		return nil, nil
@@ -47,18 +47,26 @@ func (r *run) segments(ctx context.Context, task engine.Task) (segments []job.Se
 		segments, err = r.Jobs.Segments(ctx, r.job.ID)
 		return err
 	}
-	if err := r.record(ctx, read); err != nil || len(segments) > 0 {
+	if err := r.record(ctx, read); err != nil || len(segments) > 0 && r.order.Fits(segments[0].Part) {
 		return segments, err
 	}
-	var parts []engine.Part
-	err = lowly(func() (err error) {
-		parts, err = r.order.Cut(ctx, task)
+	parts := []engine.Part{}
+	err = lowly(func() error {
+		cut, err := r.order.Cut(ctx, task)
+		if len(cut) > 1 {
+			parts = cut
+		}
 		return err
 	})
-	if err != nil || len(parts) < 2 {
+	if err != nil || len(parts) == 0 && len(segments) == 0 {
 		return nil, err
 	}
-	if err := r.record(ctx, func(ctx context.Context) error { return r.Jobs.AddSegments(ctx, r.job, parts) }); err != nil {
+	write := func(ctx context.Context) error { return r.Jobs.AddSegments(ctx, r.job, parts) }
+	if len(segments) > 0 {
+		r.log.Warn("parts are cut anew: earlier ones were made with other means")
+		write = func(ctx context.Context) error { return r.Jobs.RestartSegments(ctx, r.job, parts) }
+	}
+	if err := r.record(ctx, write); err != nil {
 		return nil, err
 	}
 	r.log.Info("cut into parts", zap.Int("parts", len(parts)))
@@ -199,7 +207,7 @@ func (r *run) join(ctx context.Context, task engine.Task, segments []job.Segment
 		return err
 	}
 	// What cannot be joined would be found the same by every later run.
-	again := r.record(ctx, func(ctx context.Context) error { return r.Jobs.RestartSegments(ctx, r.job) })
+	again := r.record(ctx, func(ctx context.Context) error { return r.Jobs.RestartSegments(ctx, r.job, nil) })
 	return errors.Join(fmt.Errorf("join %d parts: %w", len(segments), err), again)
 }
 
@@ -350,38 +358,44 @@ func (r *run) giveBack(ctx context.Context, s job.Segment, failed bool) {
 func (w *Worker) help(id string) {
 	ctx, cancel := context.WithCancelCause(w.base)
 	defer cancel(nil)
-	if !w.helpIsWanted(ctx, id) {
+	part := w.helpIsWanted(ctx, id)
+	if part == nil {
 		return
 	}
 	j, err := w.Jobs.Wanted(ctx, id)
 	if err != nil {
 		return // it has ended, or the database is away
 	}
-	r := &run{Worker: w, job: j, cancel: cancel, kick: make(chan struct{}, 1), log: w.runLog(j).With(zap.Bool("helps", true))}
+	order, err := w.Catalog.Restore(j.Tool, j.Config, j.Format)
+	if err != nil || !order.Fits(*part) {
+		w.runLog(j).Warn("no help with a video that another worker makes with other means", zap.Error(err))
+		return
+	}
+	r := &run{order: order, Worker: w, job: j, cancel: cancel, kick: make(chan struct{}, 1), log: w.runLog(j).With(zap.Bool("helps", true))}
 	if err := r.helping(ctx); err != nil && !errors.Is(err, job.ErrNoSegment) && !errors.Is(err, errYield) {
 		r.log.Warn("help ended", zap.Error(err))
 	}
 }
 
-// helpIsWanted says whether parts of a job wait, and no whole job does.
-func (w *Worker) helpIsWanted(ctx context.Context, id string) bool {
+// helpIsWanted gives a part of a job that waits, unless a whole job does.
+func (w *Worker) helpIsWanted(ctx context.Context, id string) *engine.Part {
 	if w.isDraining() {
-		return false
+		return nil
 	}
 	waits, err := w.Jobs.Waits(ctx, engine.Video)
 	if err != nil || waits {
-		return false
+		return nil
 	}
 	segments, err := w.Jobs.Segments(ctx, id)
 	if err != nil {
-		return false
+		return nil
 	}
 	for _, s := range segments {
 		if s.Status == job.SegmentQueued {
-			return true
+			return &s.Part
 		}
 	}
-	return false
+	return nil
 }
 
 func (r *run) helping(ctx context.Context) (err error) {
@@ -394,9 +408,6 @@ func (r *run) helping(ctx context.Context) (err error) {
 		return err
 	}
 	defer os.RemoveAll(r.dir)
-	if r.order, err = r.Catalog.Restore(r.job.Tool, r.job.Config, r.job.Format); err != nil {
-		return err
-	}
 	if err := r.sync(ctx); err != nil {
 		return err
 	}
@@ -409,12 +420,16 @@ func (r *run) helping(ctx context.Context) (err error) {
 	ctx, stop := context.WithTimeout(ctx, r.timeLimit())
 	defer stop()
 	for made := 0; ; made++ {
-		if made > 0 && !r.helpIsWanted(ctx, r.job.ID) {
+		if made > 0 && r.helpIsWanted(ctx, r.job.ID) == nil {
 			return nil
 		}
 		segment, err := r.claimSegment(ctx, false)
 		if err != nil {
 			return err
+		}
+		if !r.order.Fits(segment.Part) { // cut anew meanwhile
+			r.giveBack(ctx, segment, false)
+			return nil
 		}
 		if err := r.part(ctx, task, segment); err != nil {
 			return err

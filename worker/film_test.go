@@ -26,6 +26,8 @@ type reel struct {
 	joins       int
 	// hold keeps the work on a part under way until it is closed or the context ends; nil lets it through.
 	hold chan struct{}
+	// means is what parts are made with.
+	means string
 	// spoil makes the work on a part, or the join (-1), fail.
 	spoil func(part, times int) error
 }
@@ -53,10 +55,11 @@ func (tool *reel) define() engine.Tool {
 			Cut: func(_ context.Context, _ behavior, task engine.Task) (parts []engine.Part, err error) {
 				_, n, err := measure(task.Input)
 				for i := range n {
-					parts = append(parts, engine.Part{Number: i, Frames: 10, Spec: json.RawMessage(fmt.Sprintf(`"frames of %d"`, i))})
+					parts = append(parts, engine.Part{Number: i, Frames: 10, Spec: json.RawMessage(fmt.Sprintf(`"%sframes of %d"`, tool.means, i))})
 				}
 				return parts, err
 			},
+			Fits: func(part engine.Part) bool { return strings.HasPrefix(string(part.Spec), `"`+tool.means+"frames") },
 			Make: tool.make,
 			Join: tool.join,
 		},
@@ -347,5 +350,36 @@ func TestHelpersMakeRoom(t *testing.T) {
 		if _, made, twice := tool.counts(); made != 40 || twice != 0 {
 			t.Errorf("%d parts made, %d of them twice", made, twice)
 		}
+	})
+}
+
+// Workers that make parts with other means do not help; and when one of them gets the job's run, it makes all parts anew.
+func TestPartsAreMadeAlike(t *testing.T) {
+	t.Parallel()
+	each(t, func(r *rig) {
+		tool := r.cinema()
+		tool.spoil = func(part, _ int) error {
+			if part == 1 { // the next one is under way when the worker stops
+				tool.mu.Lock()
+				defer tool.mu.Unlock()
+				tool.hold = make(chan struct{})
+			}
+			return nil
+		}
+		stop := r.start(r.config("first"))
+		id := r.show("reel", 4)
+		r.until("two parts", func() bool { begun, made, _ := tool.counts(); return made == 2 && begun == 3 })
+		stop()
+		other := r.cinema()
+		other.means = "other "
+		r.start(r.config("second"))
+		j := r.ends(id, job.Succeeded, "")
+		if text := r.object(j.ResultObject); strings.Count(text, "other frames") != 4 {
+			t.Errorf("the result is %s", text)
+		}
+		if _, made, _ := other.counts(); made != 4 {
+			t.Errorf("%d parts were made anew", made)
+		}
+		r.cleared(id)
 	})
 }

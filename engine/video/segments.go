@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -32,6 +33,8 @@ type window struct {
 	// Seek is where decoding begins: the key frame before the one at From, so that frames which refer to what lies before their key frame
 	// (open groups of pictures), and pictures refreshed bit by bit, are whole when From is reached. Nil: at the beginning of the file.
 	Seek *int64 `json:"seek,omitempty"`
+	// Means names what the parts of one video must all be made with.
+	Means string `json:"means,omitempty"`
 }
 
 func (w window) cut() bool { return w != window{} }
@@ -139,6 +142,10 @@ func parted[C any](e *editor, effort float64, recipeOf func(C, *ffmpeg.Media, en
 		return recipeOf(c, media, task.Plan), nil
 	}
 	return &engine.Parts[C]{
+		Fits: func(part engine.Part) bool {
+			var w window
+			return json.Unmarshal(part.Spec, &w) == nil && w.Means == e.means()
+		},
 		Cut: func(ctx context.Context, c C, task engine.Task) ([]engine.Part, error) {
 			frames := e.segmentFrames(task.Plan, effort)
 			if frames == 0 || task.Plan.Frames < 2*int64(frames) {
@@ -171,6 +178,16 @@ func parted[C any](e *editor, effort float64, recipeOf func(C, *ffmpeg.Media, en
 	}
 }
 
+// means names all that shapes a picture beside the source and the config: the program, the encoders' settings, the models.
+func (e *editor) means() string {
+	o := e.options
+	names := []string{}
+	for _, m := range o.Neural.Models() {
+		names = append(names, m.Name())
+	}
+	return fmt.Sprintf("ffmpeg %s, %s, %s, crf %d, hdr %s, models %s", e.runner.Version(), o.H264Preset, o.H265Preset, o.CRF, o.HDR, strings.Join(names, " "))
+}
+
 // segmentFrames is how many frames a part of a plan should have; 0 when nothing is to be cut.
 func (e *editor) segmentFrames(p engine.Plan, effort float64) int {
 	if e.options.Segment <= 0 || p.Pixels() <= 0 {
@@ -195,6 +212,7 @@ func (e *editor) cut(ctx context.Context, task engine.Task, r recipe, frames int
 	}
 	parts := make([]engine.Part, 0, len(windows))
 	for i, w := range windows {
+		w.Means = e.means()
 		spec, err := json.Marshal(w)
 		if err != nil {
 			return nil, fmt.Errorf("cut video: %w", err)
