@@ -17,7 +17,8 @@ import (
 type FaceEnhanceConfig struct {
 	Mode    string `json:"face_enhanced_mode" doc:"How strongly faces are restored: natural is hardly noticed as such, strong shows." enum:"natural,strong"`
 	Quality string `json:"quality" doc:"Quality of the encoding: high is not told from the original, medium and low make smaller files." enum:"high,medium,low"`
-	Codec   string `json:"codec" doc:"Codec of the result." enum:"h264,h265"`
+	// Codec "" lets the source choose.
+	Codec string `json:"codec,omitempty" doc:"Codec of the result; when left out H.264, or 10-bit H.265 for sources of more than 8 bits and HDR." enum:"h264,h265"`
 }
 
 // faceNatural and faceStrong are the modes.
@@ -30,9 +31,9 @@ func (e *editor) faceEnhance() engine.Tool {
 		Media: engine.Video,
 		Doc: "Restores the faces of a video: takes noise and coding out of skin and gives soft features their detail back. Faces are found, followed and " +
 			"faded in and out, so that nothing flickers; all else stays as it is. The size stays; the result is MP4.",
-		Defaults: FaceEnhanceConfig{Mode: faceNatural, Quality: qualityHigh, Codec: codecH264},
+		Defaults: FaceEnhanceConfig{Mode: faceNatural, Quality: qualityHigh},
 		Examples: []FaceEnhanceConfig{
-			{Mode: faceNatural, Quality: qualityHigh, Codec: codecH264}, {Mode: faceStrong, Quality: qualityHigh, Codec: codecH265},
+			{Mode: faceNatural, Quality: qualityHigh}, {Mode: faceStrong, Quality: qualityHigh, Codec: codecH265},
 			{Mode: faceNatural, Quality: qualityLow, Codec: codecH264},
 		},
 		Bad: []string{`{"face_enhanced_mode": "extreme"}`, `{"face_enhanced_mode": true}`, `{"quality": "best"}`, `{"codec": "av1"}`},

@@ -178,8 +178,8 @@ func TestFaceEnhanceDeep(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if r.faces() != "1 1 8" || r.out.Facts["bit_depth"] != 10 {
-		t.Errorf("%s %v", r.faces(), r.out.Facts)
+	if r.faces() != "1 1 8" || r.out.Facts["bit_depth"] != 10 || r.out.Codec != "h265" {
+		t.Errorf("%s %+v", r.faces(), r.out)
 	}
 	was, now := lumas(t, source, 240, 240), lumas(t, r.path, 240, 240)
 	if d := apart(was[4], now[4], 240, stdimage.Rect(85, 75, 160, 150), stdimage.Point{}); d < 1 || d > 12 {
@@ -471,5 +471,43 @@ func TestWorkAtHalfSize(t *testing.T) {
 	place.face.Size = 4000
 	if err := j.restore(t.Context(), f, place); err != nil || !slices.Equal(was, f.planes[0].pixels) && width*height/4 > facePixelsMost {
 		t.Errorf("%v", err)
+	}
+}
+
+// bigFace is a frame of 1920x1080 with a note of one face of a size.
+func bigFace(size float64) (*frame, facePlace) {
+	const width, height = 1920, 1080
+	f := &frame{planes: [3]plane{{width: width, height: height, pixels: make([]byte, width*height)}}}
+	for i := range f.planes[0].pixels {
+		f.planes[0].pixels[i] = byte(120 + 60*math.Sin(float64(i%width)/7)*math.Cos(float64(i/width)/11))
+	}
+	return f, facePlace{face: image.Face{X: 960, Y: 540, Size: size}, strength: 1, traits: image.FaceTraits{Softness: 1}}
+}
+
+func BenchmarkRestoreFace(b *testing.B) {
+	for _, size := range []float64{100, 300, 600} {
+		b.Run(fmt.Sprint(size), func(b *testing.B) {
+			f, place := bigFace(size)
+			j := &faceJob{mode: faceStrong}
+			for b.Loop() {
+				if err := j.restore(b.Context(), f, place); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
+// BenchmarkLook looks at a second of 1920x1080 at 25 frames a second, with nothing to follow.
+func BenchmarkLook(b *testing.B) {
+	f, _ := bigFace(100)
+	for b.Loop() {
+		tracker := newFaceTracker(25, 0, 12)
+		for n := range 25 {
+			f.index, f.at = int64(n), float64(n)/25
+			if err := tracker.look(b.Context(), f); err != nil {
+				b.Fatal(err)
+			}
+		}
 	}
 }
