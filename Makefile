@@ -54,6 +54,12 @@ faults: build ## every fault of docs/reliability.md at its full length: default 
 	@scripts/deps.sh test
 	ENLARGER_BINARY=$(CURDIR)/bin/enlarger go test -count=1 -timeout 2h ./faults -v -faults.long
 
+FILM := 20m
+.PHONY: film
+film: build ## a film of FILM (20m) on three workers, one of them killed twice, and what a second worker gains (minutes)
+	@scripts/deps.sh test
+	ENLARGER_BINARY=$(CURDIR)/bin/enlarger go test -count=1 -timeout 2h ./faults -v -run 'F29|TestFilm' -faults.film $(FILM)
+
 SOAK := 30m
 .PHONY: soak
 soak: build ## clients, and faults at random, for SOAK (30m); prints what was injected and every violation, and fails on one

@@ -21,8 +21,8 @@ import (
 	"enlarger/testbed"
 )
 
-// length is how long the film of TestFilm is.
-var length = flag.Duration("faults.film", 0, "length of the film of TestFilm, and default leases; 0 is a film of 40 s and short leases")
+// length is how long the film of F29 is.
+var length = flag.Duration("faults.film", 0, "length of the film of F29, and default leases; 0 is a film of 40 s and short leases")
 
 // film is a test picture with sound, of small frames and a key frame a second.
 func film(t *testing.T, size string, length time.Duration) (path string) {
@@ -177,9 +177,9 @@ func carry(t *testing.T, f *faults.Fleet, path string, workers int, kill func(c 
 	return c, time.Since(began)
 }
 
-// TestFilm has a film made by three workers, of which a helper is killed, and the one that has the job's run: nothing but the parts that they
+// F29: a film made by three workers, of which one that helps is killed twice, and the one that has the job's run: nothing but the parts that they
 // were making is made twice, the film is charged once, and every frame of it is where it was.
-func TestFilm(t *testing.T) {
+func TestF29FilmOnThreeWorkers(t *testing.T) {
 	t.Parallel()
 	settings, size, duration := faults.With("ENLARGER_SEGMENT", "50ms", "ENLARGER_FFMPEG_THREADS", "1"), "192x128", 40*time.Second
 	if *length > 0 {
