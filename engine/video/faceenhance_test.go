@@ -15,7 +15,11 @@ import (
 	"testing"
 
 	"enlarger/engine"
+	"enlarger/engine/ffmpeg"
 	"enlarger/engine/image"
+	"enlarger/engine/neural"
+	"enlarger/testbed"
+	"enlarger/testbed/onnx"
 )
 
 // portrait is a public domain photo of 512x512 with one face, in the middle of its upper half.
@@ -509,5 +513,83 @@ func BenchmarkLook(b *testing.B) {
 				b.Fatal(err)
 			}
 		}
+	}
+}
+
+// faceModel opens a runtime with one model for faces, which multiplies colours by a factor.
+func faceModel(t testing.TB, factor float32) *neural.Runtime {
+	t.Helper()
+	dir := t.TempDir()
+	for name, content := range map[string]string{
+		"shade.json": `{"task": "face", "whole": {"width": 96, "height": 96}, "input": {"channels": "rgb"}}`,
+		"shade.onnx": string(onnx.Filter(3, 1, [][9]float32{{4: factor}})),
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	library, err := neural.FindLibrary(testbed.ONNXRuntime())
+	if err != nil {
+		t.Fatalf("%v; run `make deps`", err)
+	}
+	r, err := neural.Open(t.Context(), neural.Config{Library: library, Models: dir, Threads: 2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(r.Close)
+	return r
+}
+
+// TestFaceEnhanceByModel has an operator's model darken the face: by its part in natural mode, wholly in strong, of any layout, and the colour stays.
+func TestFaceEnhanceByModel(t *testing.T) {
+	t.Parallel()
+	model := image.FindFaceModel(faceModel(t, 0.5))
+	const width, height = 160, 160
+	for _, c := range []struct {
+		across, down int
+		deep, full   bool
+		mode         string
+		part         float64
+	}{
+		{2, 2, false, false, faceStrong, 0.5}, {2, 2, false, false, faceNatural, 0.7}, {2, 1, true, false, faceStrong, 0.5}, {1, 1, true, true, faceStrong, 0.5},
+	} {
+		f := &frame{full: c.full}
+		f.planes[0] = plane{width: width, height: height, deep: c.deep}
+		f.planes[1] = plane{width: width / c.across, height: height / c.down, deep: c.deep}
+		f.planes[2] = f.planes[1]
+		for i := range f.planes {
+			f.planes[i].pixels = make([]byte, f.planes[i].bytes())
+		}
+		black, scale := lumaScale(f)
+		grey, skin := float32(0.5), float32(1)
+		if c.deep {
+			skin = 4
+		}
+		for y := range height {
+			for x := range width {
+				f.planes[0].set(x, y, black+grey*scale)
+				f.planes[1].set(x/c.across, y/c.down, 118*skin)
+				f.planes[2].set(x/c.across, y/c.down, 143*skin)
+			}
+		}
+		j := &faceJob{mode: c.mode, model: model, matrix: weightsOf("bt709")}
+		if err := j.restore(t.Context(), f, facePlace{face: image.Face{X: 80, Y: 80, Size: 70}, strength: 1}); err != nil {
+			t.Fatal(err)
+		}
+		middle, rim := (float32(f.planes[0].sample(80, 80))-black)/scale, (float32(f.planes[0].sample(3, 3))-black)/scale
+		if math.Abs(float64(middle)-c.part*float64(grey)) > 0.01 || math.Abs(float64(rim-grey)) > 0.004 || f.planes[1].sample(20, 20) != int(118*skin) {
+			t.Errorf("%+v: %.3f in the middle, %.3f outside, chroma %d", c, middle, rim, f.planes[1].sample(20, 20))
+		}
+	}
+	e := newKit(t).editor
+	options := e.options
+	options.Neural = faceModel(t, 0.5)
+	named := (&editor{runner: e.runner, options: options}).faceJob(FaceEnhanceConfig{Mode: faceStrong}, &ffmpeg.Media{Video: &ffmpeg.Video{
+		Width: 64, Height: 64, PixelFormat: "yuv420p", BitDepth: 8, FPS: 25,
+	}}, engine.Plan{}, window{})
+	out := engine.Output{Facts: map[string]any{}}
+	named.say(&out, faceFacts{Faces: 1})
+	if out.Facts["method"] != "neural" || out.Facts["model"] != "shade" || len(out.Warnings) != 0 {
+		t.Errorf("%v", out)
 	}
 }
