@@ -54,8 +54,16 @@ func main() {
 	switch {
 	case len(args) > 0 && args[0] == speedCommand:
 		measure, args = speed, args[1:]
+	case len(args) > 0 && args[0] == speedSource:
+		measure = func(_ context.Context, args []string, _, _ io.Writer) error { return serveSource(args[1:]) }
 	case len(args) > 0 && args[0] == speedChild:
 		measure = func(ctx context.Context, args []string, _, _ io.Writer) error { return serveSpeed(ctx, args[1:]) }
+	case len(args) > 0 && args[0] == videoCommand:
+		measure, args = video, args[1:]
+	case len(args) > 0 && args[0] == videoChild:
+		measure = func(ctx context.Context, args []string, _, _ io.Writer) error { return serveVideo(ctx, args[1:]) }
+	case len(args) > 0 && args[0] == videoNet:
+		measure = func(ctx context.Context, args []string, _, _ io.Writer) error { return serveNet(ctx, args[1:]) }
 	case len(args) > 0 && args[0] == picturesCommand:
 		measure, args = pictures, args[1:]
 	}

@@ -2,8 +2,8 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -18,6 +18,8 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/disintegration/imaging"
+
 	"enlarger/engine"
 	"enlarger/engine/ffmpeg"
 	imagetools "enlarger/engine/image"
@@ -25,10 +27,12 @@ import (
 	"enlarger/engine/turbojpeg"
 )
 
-// speedCommand is the first argument that asks for the image tools' time and memory; speedChild that of the process that runs one tool once.
+// speedCommand is the first argument that asks for the image tools' time and memory; speedChild that of the process that runs one tool once, speedSource
+// that of the one that makes a source.
 const (
 	speedCommand = "speed"
 	speedChild   = "speed-run"
+	speedSource  = "speed-source"
 )
 
 // speedTrial is one line of the table: a tool, and what other programs do that comes nearest.
@@ -38,8 +42,9 @@ type speedTrial struct {
 	growth float64
 	fixed  bool
 	format string
-	// noisy gives the source noise to remove.
-	noisy bool
+	// noise is that of the source, in 8-bit codes; quality is that of the source as a JPEG, 92 when it is 0.
+	noise   float64
+	quality int
 	// magick are the arguments of ImageMagick between source and result; vips is a command of libvips with IN and OUT.
 	magick, vips string
 }
@@ -52,9 +57,9 @@ func speedTrials() []speedTrial {
 		{tool: "upscale", config: `{"scale":2}`, what: "x2", growth: 4, magick: "-filter Lanczos -resize 200% -quality 92", vips: "resize IN OUT[Q=92] 2"},
 		{tool: "upscale", config: `{"scale":4}`, what: "x4", growth: 16, magick: "-filter Lanczos -resize 400% -quality 92", vips: "resize IN OUT[Q=92] 4"},
 		{tool: "sharpen", config: `{}`, growth: 1, magick: "-unsharp 0x1.2 -quality 92", vips: "sharpen IN OUT[Q=92]"},
-		{tool: "denoise", config: `{}`, growth: 1, noisy: true, magick: "-statistic median 3x3 -quality 92", vips: "rank IN OUT[Q=92] 3 3 4"},
+		{tool: "denoise", config: `{}`, growth: 1, noise: 20, magick: "-statistic median 3x3 -quality 92", vips: "rank IN OUT[Q=92] 3 3 4"},
 		{tool: "remove_bg", config: `{}`, growth: 1, format: "png", magick: "-fuzz 10% -transparent white"},
-		{tool: "restore", config: `{}`, growth: 1, noisy: true, magick: "-despeckle -contrast-stretch 0.5% -unsharp 0x1 -quality 92"},
+		{tool: "restore", config: `{}`, growth: 1, noise: 2, quality: 25, magick: "-despeckle -contrast-stretch 0.5% -unsharp 0x1 -quality 92"},
 		{tool: "cartoonize", config: `{"style":"anime"}`, what: "anime", growth: 1, magick: "-paint 3 -quality 92"},
 		{tool: "cartoonize", config: `{"style":"comic"}`, what: "comic", growth: 1},
 		{tool: "cartoonize", config: `{"style":"sketch"}`, what: "sketch", growth: 1, magick: "-colorspace gray -sketch 0x10+135 -quality 92"},
@@ -222,7 +227,7 @@ func (b *speedBench) line(ctx context.Context, t speedTrial, megapixels float64)
 		output = "826x1062"
 	}
 	row = []string{t.label(), output}
-	source, err := b.source(ctx, megapixels/t.growth, t.noisy)
+	source, err := b.source(ctx, megapixels/t.growth, t.noise, t.quality)
 	if err != nil {
 		return append(row, "failed: "+err.Error()), 0
 	}
@@ -326,26 +331,37 @@ func measureCommand(ctx context.Context, limit time.Duration, command []string) 
 	return spent{wall: wall, processor: cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime(), peak: usage.Maxrss << 10, note: strings.TrimSpace(out.String()), ok: true}
 }
 
-// source makes a JPEG of so many megapixels of the photo, with a little grain, so that it is not smoother than photos are.
-func (b *speedBench) source(ctx context.Context, megapixels float64, noisy bool) (string, error) {
-	grain := "a little grain"
-	if noisy {
-		grain = "60% grain"
-	}
-	path := filepath.Join(b.scratch, fmt.Sprintf("source-%g-%t.jpg", megapixels, noisy))
+// source makes a JPEG of so many megapixels of the photo, with a little grain where it shall not be noisy, so that it is not smoother than photos are.
+func (b *speedBench) source(ctx context.Context, megapixels, noise float64, quality int) (string, error) {
+	path := filepath.Join(b.scratch, fmt.Sprintf("source-%g-%g-%d.jpg", megapixels, noise, quality))
 	if _, err := os.Stat(path); err == nil {
 		return path, nil
 	}
-	side := int(math.Round(math.Sqrt(megapixels * 1e6)))
-	config, err := json.Marshal(map[string]string{"prompt": fmt.Sprintf("resize to %dx%d px, add %s", side, side, grain)})
-	if err != nil {
-		return "", err
-	}
+	side := strconv.Itoa(int(math.Round(math.Sqrt(megapixels * 1e6))))
 	// In a process of its own: what this one ever held would count as the memory of those it starts.
-	if made := measureCommand(ctx, b.options.limit, []string{b.self, speedChild, "custom", string(config), "jpg", b.options.photo, path}); !made.ok {
+	command := []string{b.self, speedSource, b.options.photo, side, strconv.FormatFloat(max(noise, 1.5), 'g', -1, 64), strconv.Itoa(cmp.Or(quality, 92)), path}
+	if made := measureCommand(ctx, b.options.limit, command); !made.ok {
 		return "", fmt.Errorf("make a source of %g MP: %s", megapixels, made.note)
 	}
 	return path, nil
+}
+
+// serveSource is the child process that makes a source: the photo as a square of so many pixels a side, with noise, as a JPEG.
+func serveSource(args []string) error {
+	if len(args) != 5 {
+		return fmt.Errorf("%w: %s takes a photo, a side, noise, a quality and a result", errUsage, speedSource)
+	}
+	photo, err := imaging.Open(args[0])
+	if err != nil {
+		return err
+	}
+	side, err1 := strconv.Atoi(args[1])
+	noise, err2 := strconv.ParseFloat(args[2], 64)
+	quality, err3 := strconv.Atoi(args[3])
+	if err := errors.Join(err1, err2, err3); err != nil || side < 1 || side > 20000 {
+		return fmt.Errorf("%w: %s: %v of side %d", errUsage, speedSource, err, side)
+	}
+	return saveSource(args[4], grainy(imaging.Resize(photo, side, side, imaging.CatmullRom), noise), quality)
 }
 
 // serveSpeed is the child process: it runs one tool once, with what this machine has, and prints the method.

@@ -201,6 +201,9 @@ func grabCut(ctx context.Context, l lab, belief []float32) (near []bool, err err
 	pairs := pairPrices(l, smooth)
 	var subject, ground colourModel
 	for range rounds {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
 		subject.fit(l, inside)
 		ground.fit(l, outside)
 		g := newGridCut(l.width, l.height)

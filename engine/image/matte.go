@@ -48,8 +48,7 @@ func (o Options) matteOf(ctx context.Context, source *raster) (*matte, error) {
 		return nil, err
 	}
 	m := &matte{pictureWidth: source.width, pictureHeight: source.height, subject: *chosen(seen, cut, shipped)}
-	m.refine(medium)
-	return m, nil
+	return m, m.refine(ctx, medium)
 }
 
 // portraitMattes finds the person of a portrait whose face is known: by classical means, and by a model where there is one that sees one.
@@ -75,7 +74,9 @@ func (o Options) portraitMattes(ctx context.Context, source *raster, known face)
 	mattes := make([]*matte, len(all))
 	for i, s := range all {
 		mattes[i] = &matte{pictureWidth: source.width, pictureHeight: source.height, subject: *s}
-		mattes[i].refine(medium)
+		if err := mattes[i].refine(ctx, medium); err != nil {
+			return nil, err
+		}
 	}
 	return mattes, nil
 }
@@ -156,7 +157,7 @@ func decided(inside []float32) float64 {
 
 // refine fits the edge of the mask to that of the picture by a guided filter (He, Sun and Tang, 2013) and estimates the colours on both
 // sides of it by blur fusion (Forte and Pitié, 2021).
-func (m *matte) refine(p *patch) {
+func (m *matte) refine(ctx context.Context, p *patch) error {
 	w, h := p.width, p.height
 	long := max(w, h)
 	m.part = m.subject.part()
@@ -175,6 +176,9 @@ func (m *matte) refine(p *patch) {
 	}
 	fore := colours
 	for _, reach := range [2]int{max(2, long/24), max(3, long/70)} {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
 		rest := make([]float32, len(alpha))
 		for i, a := range alpha {
 			rest[i] = 1 - a
@@ -189,6 +193,7 @@ func (m *matte) refine(p *patch) {
 			fore[c] = mixed
 		}
 	}
+	return nil
 }
 
 // unmix is the subject's colour in a pixel of colour v that is part alpha subject, between colours fore and back.

@@ -145,26 +145,46 @@ func straight(p *patch) [3][]float32 {
 	return colours
 }
 
-// boxed is the sum of the samples up to radius columns and rows away, over their number in the middle of the plane.
+// boxed is the sum of the samples up to radius columns and rows away, over their number in the middle of the plane. Sums run along, in 64 bits so
+// that what was added is taken away again exactly enough: the radius costs nothing.
 func boxed(plane []float32, width, height, radius int) []float32 {
 	wide, out := make([]float32, len(plane)), make([]float32, len(plane))
-	share := 1 / float32(2*radius+1)
+	share := 1 / float64(2*radius+1)
 	for y := range height {
 		row, to := plane[y*width:][:width], wide[y*width:][:width]
+		sum := 0.0
+		for _, v := range row[:min(radius, width)] {
+			sum += float64(v)
+		}
 		for x := range to {
-			sum := float32(0)
-			for _, v := range row[max(x-radius, 0):min(x+radius+1, width)] {
-				sum += v
+			if x+radius < width {
+				sum += float64(row[x+radius])
 			}
-			to[x] = sum * share
+			if x > radius {
+				sum -= float64(row[x-radius-1])
+			}
+			to[x] = float32(sum * share)
+		}
+	}
+	sums := make([]float64, width)
+	for y := range min(radius, height) {
+		for x, v := range wide[y*width:][:width] {
+			sums[x] += float64(v)
 		}
 	}
 	for y := range height {
-		to := out[y*width:][:width]
-		for k := max(y-radius, 0); k < min(y+radius+1, height); k++ {
-			for x, v := range wide[k*width:][:width] {
-				to[x] += v * share
+		if y+radius < height {
+			for x, v := range wide[(y+radius)*width:][:width] {
+				sums[x] += float64(v)
 			}
+		}
+		if y > radius {
+			for x, v := range wide[(y-radius-1)*width:][:width] {
+				sums[x] -= float64(v)
+			}
+		}
+		for x, sum := range sums {
+			out[y*width+x] = float32(sum * share)
 		}
 	}
 	return out
