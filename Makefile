@@ -106,6 +106,12 @@ bench-speed: ## time and peak memory of every image tool at 1, 12 and 48 megapix
 	@go build -trimpath -o bin/enlarger-bench ./cmd/enlarger-bench
 	@bin/enlarger-bench speed $(SPEED)
 
+.PHONY: bench-video
+bench-video: ## speed of the video tools beside the same ffmpeg commands without us, and memory beside the estimate (VIDEO="-help" lists its flags)
+	@scripts/deps.sh run
+	@go build -trimpath -o bin/enlarger-bench ./cmd/enlarger-bench
+	@bin/enlarger-bench video $(VIDEO)
+
 .PHONY: fixtures
 fixtures: ## make the recorded jobs' media anew (fixtures/media)
 	@scripts/deps.sh run
