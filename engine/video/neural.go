@@ -26,7 +26,6 @@ type netUpscaler struct {
 type netMemory struct {
 	source []float32
 	made   [][]float32
-	line   []float32
 }
 
 // windowSide is the side of the windows in which a model computes frames, in pixels. At 640x360 and with a model that looks 10 pixels far, 12 %

@@ -97,7 +97,7 @@ func (p *piping) decode(ctx context.Context, input string) error {
 	})
 	p.group.Go(func() {
 		defer close(p.times)
-		defer times.Close()
+		defer func() { _ = times.Close() }()
 		if err := readTimes(ctx, times, p.times); err != nil {
 			p.fail(err)
 		}
@@ -105,7 +105,7 @@ func (p *piping) decode(ctx context.Context, input string) error {
 	p.group.Go(func() {
 		defer close(p.queue)
 		defer close(p.jobs)
-		defer pictures.Close()
+		defer func() { _ = pictures.Close() }()
 		if err := p.read(ctx, pictures); err != nil {
 			p.fail(err)
 		}
@@ -263,14 +263,14 @@ func (p *piping) write(ctx context.Context, input string, out ffmpeg.Output, pro
 	offset := (nanoseconds(first.time, p.unit) + 500) / 1000
 	p.group.Go(func() {
 		defer close(p.encoded)
-		defer stdin.Close()
+		defer func() { _ = stdin.Close() }()
 		args := p.runner.ArgsOf(p.recipe.encoderInputs(input, offset), append([]ffmpeg.Output{out}, p.recipe.alike(false)...))
 		err := p.runner.Run(ctx, ffmpeg.Command{Args: args, Stdin: stdin, Progress: progress, StallTimeout: p.stall})
 		if err != nil {
 			p.fail(err)
 		}
 	})
-	err = p.send(ctx, pictures, first, zero)
+	err = p.send(pictures, first, zero)
 	if closed := pictures.Close(); err == nil && closed != nil {
 		err = closed
 	}
@@ -285,7 +285,7 @@ func (p *piping) write(ctx context.Context, input string, out ffmpeg.Output, pro
 var errPipe = errors.New("the encoder took no more frames")
 
 // send writes frames in order, as they are done.
-func (p *piping) send(ctx context.Context, to io.Writer, first *frame, zero int64) error {
+func (p *piping) send(to io.Writer, first *frame, zero int64) error {
 	tracks := []layout{p.layout}
 	if p.frames.enlarged {
 		tracks = append(tracks, p.luma)
