@@ -24,7 +24,8 @@ func WriteList(path string, pieces []Piece) error {
 		if p.Name == "" || strings.Trim(p.Name, "abcdefghijklmnopqrstuvwxyz0123456789.-") != "" || p.Name[0] == '.' {
 			return fmt.Errorf("list of pieces: %q is no name of ours", p.Name)
 		}
-		fmt.Fprintf(&script, "file %s\n", p.Name)
+		// From time 0 of the piece on, even where its first frame is missing: the others keep their places.
+		fmt.Fprintf(&script, "file %s\ninpoint 0us\n", p.Name)
 		if p.Microseconds > 0 {
 			fmt.Fprintf(&script, "duration %dus\n", p.Microseconds)
 		}

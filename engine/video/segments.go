@@ -125,6 +125,8 @@ func divisible(media *ffmpeg.Media, pace pacing) bool {
 // partFacts are what a part says of itself to the join.
 type partFacts struct {
 	Frames int64 `json:"frames"`
+	// Start is when the first frame is shown, in microseconds from the beginning of the part: more than 0 when frames before it are damaged.
+	Start int64 `json:"start,omitempty"`
 	// Setup is ffmpeg.Video.Setup.
 	Setup string `json:"setup"`
 	// Light is what a look measured of the part.
@@ -238,7 +240,7 @@ func (e *editor) makePart(ctx context.Context, task engine.Task, r recipe) (json
 	if v.Width != r.plan.Width || v.Height != r.plan.Height || v.Frames > task.Plan.Frames {
 		return nil, fmt.Errorf("part is %dx%d with %d frames, planned %dx%d with %d", v.Width, v.Height, v.Frames, r.plan.Width, r.plan.Height, task.Plan.Frames)
 	}
-	facts := partFacts{Frames: v.Frames, Setup: v.Setup}
+	facts := partFacts{Frames: v.Frames, Setup: v.Setup, Start: int64(math.Round(max(written.Start, 0) * 1e6))}
 	if r.look != nil {
 		facts.Light = &r.look.light
 	}
@@ -271,7 +273,7 @@ func (e *editor) join(ctx context.Context, task engine.Task, r recipe, pieces []
 	if err != nil {
 		return engine.Output{}, err
 	}
-	r.joins = &joining{list: list, delay: microseconds(first, r.media.Video.Unit) - int64(math.Round(r.media.Start*1e6))}
+	r.joins = &joining{list: list, delay: first - int64(math.Round(r.media.Start*1e6))}
 	out, written, err := e.convert(ctx, task, r)
 	if err != nil {
 		return engine.Output{}, err
@@ -283,13 +285,14 @@ func (e *editor) join(ctx context.Context, task engine.Task, r recipe, pieces []
 	return out, nil
 }
 
-// list writes the list of the pieces and gives the time of the first frame.
+// list writes the list of the pieces and gives when the first frame is shown, in microseconds by the source's clock.
 func (e *editor) list(r recipe, pieces []engine.Piece) (path string, first int64, err error) {
 	if len(pieces) == 0 {
 		return "", 0, errors.New("no parts to join")
 	}
 	var windows []window
 	var setup string
+	start := int64(0)
 	for i, p := range pieces {
 		var w window
 		var facts partFacts
@@ -300,7 +303,7 @@ func (e *editor) list(r recipe, pieces []engine.Piece) (path string, first int64
 			return "", 0, fmt.Errorf("facts of part %d: %w", i, err)
 		}
 		if i == 0 {
-			setup = facts.Setup
+			setup, start = facts.Setup, facts.Start
 		}
 		if r.look != nil {
 			if facts.Light == nil {
@@ -325,7 +328,7 @@ func (e *editor) list(r recipe, pieces []engine.Piece) (path string, first int64
 	if path, err = filepath.Abs(filepath.Join(filepath.Dir(pieces[0].Path), "list")); err != nil {
 		return "", 0, fmt.Errorf("list of pieces: %w", err)
 	}
-	return path, windows[0].From, ffmpeg.WriteList(path, lines)
+	return path, microseconds(windows[0].From, unit) + start, ffmpeg.WriteList(path, lines)
 }
 
 // sameTimes demands that every frame written stands, counted from the first, at the time of a frame of the source, and that no two stand at

@@ -281,6 +281,27 @@ func TestJoinRefuses(t *testing.T) {
 	if _, err := shared.Join(t.Context(), c, task, pieces); err != nil {
 		t.Errorf("all of them: %v", err)
 	}
+	whole := shownTimes(t, k, task.Output)
+	// A frame that could not be decoded is missing, and no other moves.
+	out, err := shared.Join(t.Context(), c, task, with(func(p []engine.Piece) []engine.Piece {
+		p[1].Path = remade(t, p[1].Path, "trim=start_frame=1")
+		return p
+	}))
+	if err != nil || len(out.Warnings) != 1 {
+		t.Fatalf("without one frame: %v, %v", err, out.Warnings)
+	}
+	if got, want := shownTimes(t, k, task.Output), slices.Delete(slices.Clone(whole), 25, 26); !slices.Equal(got, want) {
+		t.Errorf("frames are shown at\n%v, want\n%v", got, want)
+	}
+}
+
+// remade puts a part through a filter that keeps the times.
+func remade(t *testing.T, path, filter string) string {
+	t.Helper()
+	name := strings.TrimSuffix(path, ".mp4") + "-again.mp4"
+	ffmpegRun(t, "-y", "-copyts", "-i", path, "-vf", filter, "-fps_mode", "vfr", "-enc_time_base", "1/12800", "-video_track_timescale", "12800",
+		"-c:v", "libx264", "-preset", "ultrafast", "-crf", "17", name)
+	return name
 }
 
 // TestCutCoversEverything: however key frames lie, the windows cover every frame once, and there are not too many.

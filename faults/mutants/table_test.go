@@ -5,7 +5,7 @@ import "slices"
 // table lists the safeguards by what they protect. SQL mutants keep every parameter in the text ("OR TRUE"), so that the statement stays
 // valid and the tests fail for what it does.
 func table() []mutant {
-	return slices.Concat(fences(), money(), states(), requests(), runs(), fairness())
+	return slices.Concat(fences(), money(), states(), requests(), runs(), parts(), fairness())
 }
 
 func in(tests ...string) []string { return tests }
@@ -98,6 +98,27 @@ func runs() []mutant {
 		{"a sweeper that believes every wake-up is there", sweep, "Sweeper.waitingJobs", "s.look(ctx, w)", `w.ID == "", error(nil)`, "worker", in("TestFlushedRedisLosesNothing")},
 		{"a retry whose wake-up comes too early", "worker/dispatch.go", "Dispatcher.enqueue", "delay+time.Second", "delay", "worker", in("TestRetryIsOnTime")},
 		{"an orphan that is somebody's result", sweep, "Sweeper.orphansUnder", "if named {", "if named && ctx.Err() != nil {", "worker", orphans},
+	}
+}
+
+// parts of a film are made once, by whoever may, and joined when all are there.
+func parts() []mutant {
+	const file, film, video, fragment, every = "job/segments.go", "worker/film.go", "engine/video/segments.go", "fence = $3", "(fence = $3 OR TRUE)"
+	machine := in("TestSegmentStates")
+	return []mutant{
+		{"a part's heartbeat without the fence", file, "Store.SegmentHeartbeat", fragment, every, "job", machine},
+		{"a part done without the fence", file, "Store.SegmentDone", fragment, every, "job", machine},
+		{"a part given back without the fence", file, "Store.ReleaseSegment", fragment, every, "job", machine},
+		{"a part that two take", file, "Store.ClaimSegment", "AND `+free+` AND EXISTS", "AND (`+free+` OR TRUE) AND EXISTS", "job", in("TestParallelSegmentClaims")},
+		{"a part taken while its job waits", file, "Store.ClaimSegment", "jobs.status = 'processing'", "jobs.status IN ('queued', 'processing')", "job", machine},
+		{"a part that kills every helper", file, "Store.freeSegments", "< $2 ORDER", "< $2 + 1000 ORDER", "job", machine},
+		{"a dead worker's part that does not count", file, "Store.ClaimSegment", "WHEN status = 'running' THEN 1 ELSE 0 END, status", "WHEN status = 'running' THEN 0 ELSE 0 END, status", "job", machine},
+		{"parts of a job that was canceled", file, "holdRun", "AND status = 'processing'", "", "job", in("TestSegmentsAreWrittenOnce", "TestCancelWhileSegmentsAreCut")},
+		{"parts that outlive their job", "job/run.go", "Store.Succeed", "forgetting(j.ID, j.Media)...", "forgetting(j.ID, engine.Image)...", "job", in("TestSuccessForgetsSegments")},
+		{"a join before all is there", film, "run.allDone", "s.Status != job.SegmentDone", "s.Part.Number < 0", "worker", in("TestFilmIsSharedByWorkers")},
+		{"a helper that does not make room", film, "Worker.helpIsWanted", "err != nil || waits", "err != nil || (waits && err != nil)", "worker", in("TestHelpersMakeRoom")},
+		{"a join that nobody looks at", video, "editor.join", "return engine.Output{}, errors.Join(err, os.Remove(task.Output))", "out.Warnings = nil", "engine/video", in("TestJoinRefuses")},
+		{"a part that begins in the middle of a group", video, "cut", "append(begins, key), append(seeks, before)", "append(begins, key), append(seeks, key)", "engine/video", in("TestCutCoversEverything")},
 	}
 }
 
