@@ -593,3 +593,50 @@ func TestFaceEnhanceByModel(t *testing.T) {
 		t.Errorf("%v", out)
 	}
 }
+
+// TestFaceEnhanceSamples runs beginnings of sample clips: the size upright, every frame at its time, the depth and the tags kept, and faces where there are any.
+func TestFaceEnhanceSamples(t *testing.T) {
+	t.Parallel()
+	clips := filepath.Join(samples(t), "clips")
+	for _, c := range []struct {
+		name          string
+		width, height int
+		codec         string
+		depth, faces  int
+	}{
+		{"short_hamilton_clip.mp4", 640, 360, "h264", 8, 1},
+		{"mp4__bt601.mp4", 360, 240, "h264", 8, 1},
+		{"mp4__internal_emulator_transformer_output_270_rotated.mp4", 720, 1280, "h264", 8, 0},
+		{"vp9__bear-vp9-odd-dimensions.webm", 162, 122, "h264", 8, 0},
+		{"mp4__hdr10-av1.mp4", 720, 1280, "h265", 10, 0},
+	} {
+		cut := []string{"-c", "copy"}
+		if c.name == "short_hamilton_clip.mp4" { // whose edit list a copy of its beginning does not survive
+			cut = []string{"-c:v", "libx264", "-preset", "ultrafast", "-crf", "12"}
+		}
+		source := clip(t, "begin"+filepath.Ext(c.name), append([]string{"-t", "0.4", "-i", filepath.Join(clips, c.name), "-map", "0:v:0"}, cut...)...)
+		r, err := faceRun(t.Context(), t, source, `{"quality":"medium"}`)
+		if err != nil {
+			t.Errorf("%s: %v", c.name, err)
+			continue
+		}
+		o := r.out
+		if o.Width != c.width || o.Height != c.height || o.Codec != c.codec || o.Facts["bit_depth"] != c.depth || o.Facts["faces"] != c.faces || o.Facts["frames"] != r.source.Frames {
+			t.Errorf("%s: %+v of %+v", c.name, o, r.source)
+		}
+		if (len(o.Warnings) > 0) != (c.faces == 0) {
+			t.Errorf("%s: %q", c.name, o.Warnings)
+		}
+		one, two := shownTimes(t, newKit(t), source), shownTimes(t, newKit(t), r.path)
+		if off := math.Abs(o.Duration - r.source.Duration); off > 1/r.source.FPS+0.002 || len(one) != len(two) {
+			t.Errorf("%s: %d frames in %.3f s of %d in %.3f s", c.name, len(two), o.Duration, len(one), r.source.Duration)
+			continue
+		}
+		for i := range one {
+			if d := one[i] - two[i]; d > 1000 || d < -1000 {
+				t.Errorf("%s: frame %d is at %d us, in the source at %d", c.name, i, two[i], one[i])
+				break
+			}
+		}
+	}
+}
