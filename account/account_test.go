@@ -5,7 +5,6 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"path/filepath"
 	"regexp"
 	"strings"
 	"sync"
@@ -16,36 +15,10 @@ import (
 	"go.uber.org/goleak"
 
 	"enlarger/db"
-	"enlarger/testbed"
+	"enlarger/testbed/databases"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
-
-// eachDB runs a test on both databases, freshly migrated.
-func eachDB(t *testing.T, test func(t *testing.T, d *db.DB)) {
-	t.Helper()
-	t.Run("sqlite", func(t *testing.T) {
-		t.Parallel()
-		test(t, openDB(t, "sqlite:"+filepath.Join(t.TempDir(), "test.db")))
-	})
-	t.Run("postgres", func(t *testing.T) {
-		t.Parallel()
-		test(t, openDB(t, testbed.PostgreSQL(t)))
-	})
-}
-
-func openDB(t *testing.T, url string) *db.DB {
-	t.Helper()
-	d, err := db.Open(t.Context(), db.Config{URL: url})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { d.Close() })
-	if err := d.Migrate(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	return d
-}
 
 func create(t *testing.T, s *Store) Account {
 	t.Helper()
@@ -131,7 +104,7 @@ func FuzzWellFormed(f *testing.F) {
 
 func TestAccounts(t *testing.T) {
 	t.Parallel()
-	eachDB(t, func(t *testing.T, d *db.DB) {
+	databases.Each(t, func(t *testing.T, d *db.DB) {
 		ctx, s := t.Context(), NewStore(d)
 		a, b := create(t, s), create(t, s)
 		if !regexp.MustCompile(`^acc_[0-9a-f]{32}$`).MatchString(a.ID) || a.ID == b.ID || a.Status != "active" || a.Name != "test" || time.Since(a.CreatedAt).Abs() > time.Hour {
@@ -181,7 +154,7 @@ func TestAccounts(t *testing.T) {
 
 func TestNamesInAnyBytes(t *testing.T) {
 	t.Parallel()
-	eachDB(t, func(t *testing.T, d *db.DB) {
+	databases.Each(t, func(t *testing.T, d *db.DB) {
 		if a, err := NewStore(d).Create(t.Context(), "bad \xff bytes"); err == nil {
 			t.Errorf("invalid UTF-8 is taken: %+v", a)
 		} else if db.Code(err) != "" {
@@ -193,7 +166,7 @@ func TestNamesInAnyBytes(t *testing.T) {
 // TestKeyLife: made, used, listed, revoked at once and for good; a suspended account's good key is told apart.
 func TestKeyLife(t *testing.T) {
 	t.Parallel()
-	eachDB(t, func(t *testing.T, d *db.DB) {
+	databases.Each(t, func(t *testing.T, d *db.DB) {
 		ctx, s := t.Context(), NewStore(d)
 		a, other := create(t, s), create(t, s)
 		k, secret := createKey(t, s, a)
@@ -250,7 +223,7 @@ func TestKeyLife(t *testing.T) {
 // last_used is written at most once a minute, however many requests come in.
 func TestLastUsed(t *testing.T) {
 	t.Parallel()
-	eachDB(t, func(t *testing.T, d *db.DB) {
+	databases.Each(t, func(t *testing.T, d *db.DB) {
 		ctx, s := t.Context(), NewStore(d)
 		k, secret := createKey(t, s, create(t, s))
 		read := func() (used int64) {
@@ -326,7 +299,7 @@ func writes(t *testing.T, d *db.DB) (n int) {
 // The secret is in no column of any table.
 func TestSecretIsNotStored(t *testing.T) {
 	t.Parallel()
-	eachDB(t, func(t *testing.T, d *db.DB) {
+	databases.Each(t, func(t *testing.T, d *db.DB) {
 		ctx, s := t.Context(), NewStore(d)
 		_, secret := createKey(t, s, create(t, s))
 		if _, _, err := s.Authenticate(ctx, secret); err != nil {
@@ -403,7 +376,7 @@ func lookFor(t *testing.T, d *db.DB, table, secret string) (looked int) {
 // The cap on active keys holds exactly under parallel creations, and a revoked key frees its place.
 func TestParallelCreateKey(t *testing.T) {
 	t.Parallel()
-	eachDB(t, func(t *testing.T, d *db.DB) {
+	databases.Each(t, func(t *testing.T, d *db.DB) {
 		ctx, s := t.Context(), NewStore(d)
 		a := create(t, s)
 		made, secrets := atomic.Int64{}, sync.Map{}
@@ -455,7 +428,7 @@ func authenticateAll(t *testing.T, ctx context.Context, s *Store, secrets *sync.
 
 func TestDatabaseGone(t *testing.T) {
 	t.Parallel()
-	d := openDB(t, "sqlite:"+filepath.Join(t.TempDir(), "test.db"))
+	d := databases.SQLite(t)
 	s := NewStore(d)
 	_, secret := createKey(t, s, create(t, s))
 	d.Close()

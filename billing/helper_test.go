@@ -7,14 +7,12 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"path/filepath"
 	"sync/atomic"
 	"testing"
 
 	"go.uber.org/goleak"
 
 	"enlarger/db"
-	"enlarger/testbed"
 )
 
 func TestMain(m *testing.M) {
@@ -24,32 +22,6 @@ func TestMain(m *testing.M) {
 		os.Exit(1)
 	}
 	goleak.VerifyTestMain(m)
-}
-
-// eachDB runs a test on both databases, freshly migrated.
-func eachDB(t *testing.T, test func(t *testing.T, d *db.DB)) {
-	t.Helper()
-	t.Run("sqlite", func(t *testing.T) {
-		t.Parallel()
-		test(t, openDB(t, "sqlite:"+filepath.Join(t.TempDir(), "test.db")))
-	})
-	t.Run("postgres", func(t *testing.T) {
-		t.Parallel()
-		test(t, openDB(t, testbed.PostgreSQL(t)))
-	})
-}
-
-func openDB(t *testing.T, url string) *db.DB {
-	t.Helper()
-	d, err := db.Open(t.Context(), db.Config{URL: url})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { d.Close() })
-	if err := d.Migrate(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	return d
 }
 
 var accounts atomic.Int64

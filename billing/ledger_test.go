@@ -14,11 +14,12 @@ import (
 	"pgregory.net/rapid"
 
 	"enlarger/db"
+	"enlarger/testbed/databases"
 )
 
 func TestGrant(t *testing.T) {
 	t.Parallel()
-	eachDB(t, func(t *testing.T, d *db.DB) {
+	databases.Each(t, func(t *testing.T, d *db.DB) {
 		ctx, l := t.Context(), NewLedger(d)
 		a, b := newAccount(t, ctx, d, 0), newAccount(t, ctx, d, 0)
 		for i, c := range []struct {
@@ -62,7 +63,7 @@ func TestGrant(t *testing.T) {
 // What an account is granted in its life is bounded, so that no sum overflows.
 func TestGrantBound(t *testing.T) {
 	t.Parallel()
-	eachDB(t, func(t *testing.T, d *db.DB) {
+	databases.Each(t, func(t *testing.T, d *db.DB) {
 		ctx, l := t.Context(), NewLedger(d)
 		a := newAccount(t, ctx, d, 0)
 		if _, err := d.ExecContext(ctx, "UPDATE accounts SET posted = $1, used = $2 WHERE id = $3", maxGranted-maxAmount-7, 7, a); err != nil {
@@ -80,7 +81,7 @@ func TestGrantBound(t *testing.T) {
 // F5: whatever runs in parallel, exactly floor(balance/price) reservations succeed.
 func TestParallelReserves(t *testing.T) {
 	t.Parallel()
-	eachDB(t, func(t *testing.T, d *db.DB) {
+	databases.Each(t, func(t *testing.T, d *db.DB) {
 		ctx, l := t.Context(), NewLedger(d)
 		for _, c := range []struct{ balance, price, want Millicredits }{{10_000, 3000, 3}, {9999, 1111, 9}, {500, 501, 0}, {0, 0, 24}} {
 			a := newAccount(t, ctx, d, c.balance)
@@ -110,7 +111,7 @@ func TestParallelReserves(t *testing.T) {
 // One hold ends once, however many try.
 func TestParallelEnds(t *testing.T) {
 	t.Parallel()
-	eachDB(t, func(t *testing.T, d *db.DB) {
+	databases.Each(t, func(t *testing.T, d *db.DB) {
 		ctx, l := t.Context(), NewLedger(d)
 		a := newAccount(t, ctx, d, 10_000)
 		for round := range 5 {
@@ -167,7 +168,7 @@ type bookModel struct {
 // with the model after each.
 func TestBooks(t *testing.T) {
 	t.Parallel()
-	eachDB(t, func(t *testing.T, d *db.DB) {
+	databases.Each(t, func(t *testing.T, d *db.DB) {
 		round := 0
 		rapid.Check(t, func(rt *rapid.T) {
 			round++
@@ -318,7 +319,7 @@ func TestAuditFinds(t *testing.T) {
 	t.Parallel()
 	const sum, bounds, open = "an account's credits are the sum of its entries", "0 <= frozen <= posted", "frozen is the sum of the open holds"
 	const story, orphan = "a hold's entries tell its state", "every entry but a grant belongs to a hold"
-	eachDB(t, func(t *testing.T, d *db.DB) {
+	databases.Each(t, func(t *testing.T, d *db.DB) {
 		ctx, l := t.Context(), NewLedger(d)
 		conn := lawless(t, d)
 		for i, c := range []struct {
@@ -421,7 +422,7 @@ func rulesOf(t *testing.T, l *Ledger, names map[string]string) map[string][]stri
 // TestSchemaRefuses: what the audit would find, the schema refuses to store in the first place.
 func TestSchemaRefuses(t *testing.T) {
 	t.Parallel()
-	eachDB(t, func(t *testing.T, d *db.DB) {
+	databases.Each(t, func(t *testing.T, d *db.DB) {
 		ctx := t.Context()
 		a := newAccount(t, ctx, d, 5000)
 		if _, err := reserve(ctx, d, "job_1", a, 300); err != nil {

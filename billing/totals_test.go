@@ -4,11 +4,12 @@ import (
 	"testing"
 
 	"enlarger/db"
+	"enlarger/testbed/databases"
 )
 
 func TestTotals(t *testing.T) {
 	t.Parallel()
-	eachDB(t, func(t *testing.T, d *db.DB) {
+	databases.Each(t, func(t *testing.T, d *db.DB) {
 		ctx, l := t.Context(), NewLedger(d)
 		if got, err := l.Totals(ctx); err != nil || got != (Totals{}) {
 			t.Errorf("no accounts: %+v, %v", got, err)

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"enlarger/db"
+	"enlarger/testbed/databases"
 )
 
 // lawless drops what the schema guards by itself, so that a test can store lies.
@@ -88,7 +89,7 @@ func TestAuditNamesTheRow(t *testing.T) {
 		return "UPDATE holds SET state = '" + state + "', ended_at = CASE WHEN '" + state + "' = 'held' THEN 0 ELSE 1 END WHERE job_id = JOB"
 	}
 	const status = "UPDATE jobs SET status = "
-	eachDB(t, func(t *testing.T, d *db.DB) {
+	databases.Each(t, func(t *testing.T, d *db.DB) {
 		exec := newWorld(t, d, 0).lawless()
 		for _, c := range []struct {
 			// state is what the job is in before query breaks it. JOB is the job, ACC its account, UPL its upload.

@@ -6,13 +6,14 @@ import (
 	"time"
 
 	"enlarger/db"
+	"enlarger/testbed/databases"
 )
 
 // F23: the clock of a worker is of no account. In the bubble it shows January 2000, while PostgreSQL knows the day. (SQLite's clock is that of
 // the one process that uses it.)
 func TestLeaseIsByTheDatabasesClock(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, openPostgres(t), 1_000_000)
+	w := newWorld(t, databases.PostgreSQL(t), 1_000_000)
 	const lease = time.Hour
 	id := w.submit("upscale").ID
 	left := func(when string) {

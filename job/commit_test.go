@@ -10,13 +10,14 @@ import (
 	"enlarger/db"
 	"enlarger/engine"
 	"enlarger/testbed"
+	"enlarger/testbed/databases"
 )
 
 // behind gives a world whose store reaches PostgreSQL through a proxy, and a second one beside it that does not.
 func behind(t *testing.T) (far, near *world, proxy *testbed.Proxy) {
 	t.Helper()
 	dsn := testbed.PostgreSQL(t)
-	near = newWorld(t, openDB(t, dsn), 10_000_000)
+	near = newWorld(t, databases.Open(t, dsn), 10_000_000)
 	u, err := url.Parse(dsn)
 	if err != nil {
 		t.Fatal(err)

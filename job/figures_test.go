@@ -9,12 +9,13 @@ import (
 	"enlarger/billing"
 	"enlarger/db"
 	"enlarger/engine"
+	"enlarger/testbed/databases"
 )
 
 // One process of the fleet audits, when it is due; one that dies over it is followed by another.
 func TestAuditIsTakenByOne(t *testing.T) {
 	t.Parallel()
-	eachDB(t, func(t *testing.T, d *db.DB) {
+	databases.Each(t, func(t *testing.T, d *db.DB) {
 		w := newWorld(t, d, 0)
 		const day = 24 * time.Hour
 		due := func() time.Duration {
@@ -81,7 +82,7 @@ func TestAuditIsTakenByOne(t *testing.T) {
 
 func TestInFlight(t *testing.T) {
 	t.Parallel()
-	eachDB(t, func(t *testing.T, d *db.DB) {
+	databases.Each(t, func(t *testing.T, d *db.DB) {
 		w := newWorld(t, d, 1_000_000)
 		for state := range machine() { // whatever has ended does not count
 			id := w.bring(state)
@@ -105,7 +106,7 @@ func TestInFlight(t *testing.T) {
 // The count reads what is in flight, and not the jobs that have ended.
 func TestInFlightUsesIndexes(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, openPostgres(t), 0)
+	w := newWorld(t, databases.PostgreSQL(t), 0)
 	w.exec(`INSERT INTO jobs (id, account_id, key_id, tool, media, config, format, source_kind, source_object, results_prefix, source_ready, status,
 			error_code, run_at, created_at, finished_at)
 		SELECT 'job_' || n, $1, 'k', 'upscale', 'image', '{}', 'jpg', 'inline', 's', 'r', FALSE, 'failed', 'x', 1, n, 1 FROM generate_series(1, 20000) n`, w.account)

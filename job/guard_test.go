@@ -7,12 +7,13 @@ import (
 
 	"enlarger/db"
 	"enlarger/engine"
+	"enlarger/testbed/databases"
 )
 
 // What each way out of a run does to the counters: the budget is used by faults alone, and every way back to the queue has a wake-up of its own.
 func TestCounters(t *testing.T) {
 	t.Parallel()
-	eachDB(t, func(t *testing.T, d *db.DB) {
+	databases.Each(t, func(t *testing.T, d *db.DB) {
 		w := newWorld(t, d, 1_000_000)
 		for _, c := range []struct {
 			op                                string
@@ -50,7 +51,7 @@ func TestCounters(t *testing.T) {
 // The budget is the number of failed runs: with 3, the third is the last.
 func TestBudget(t *testing.T) {
 	t.Parallel()
-	eachDB(t, func(t *testing.T, d *db.DB) {
+	databases.Each(t, func(t *testing.T, d *db.DB) {
 		w := newWorld(t, d, 1_000_000)
 		for _, how := range []string{"retry", "expire"} {
 			id := w.bring("queued")
@@ -80,7 +81,7 @@ func TestBudget(t *testing.T) {
 // A job that waits for its next try is nobody's until then: a wake-up that comes early claims nothing, and the sweeper lets it wait.
 func TestBackOffIsKept(t *testing.T) {
 	t.Parallel()
-	eachDB(t, func(t *testing.T, d *db.DB) {
+	databases.Each(t, func(t *testing.T, d *db.DB) {
 		w := newWorld(t, d, 1_000_000)
 		id := w.bring("processing+held")
 		_, _, err := w.store.Retry(w.ctx, id, 1, time.Hour, 3, giveUp)
@@ -109,7 +110,7 @@ func (w *world) waiting(id string, off int64) Waiting {
 // The sweeper's own operations on a job in every state: they touch what waits, and nothing else.
 func TestSweepersOperationsOnEveryState(t *testing.T) {
 	t.Parallel()
-	eachDB(t, func(t *testing.T, d *db.DB) {
+	databases.Each(t, func(t *testing.T, d *db.DB) {
 		w := newWorld(t, d, 10_000_000)
 		for state := range machine() {
 			for name, do := range map[string]func(id string) error{
@@ -151,7 +152,7 @@ func TestSweepersOperationsOnEveryState(t *testing.T) {
 // EndLeases is for a process that knows itself alone: every run becomes due for the sweeper, and nothing else changes.
 func TestEndLeasesOnEveryState(t *testing.T) {
 	t.Parallel()
-	eachDB(t, func(t *testing.T, d *db.DB) {
+	databases.Each(t, func(t *testing.T, d *db.DB) {
 		w := newWorld(t, d, 10_000_000)
 		before, running := map[string]rowFacts{}, int64(0)
 		for state := range machine() {

@@ -5,7 +5,6 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"path/filepath"
 	"testing"
 	"time"
 
@@ -15,37 +14,7 @@ import (
 	"enlarger/billing"
 	"enlarger/db"
 	"enlarger/engine"
-	"enlarger/testbed"
 )
-
-// eachDB runs a test on both databases, freshly migrated.
-func eachDB(t *testing.T, test func(t *testing.T, d *db.DB)) {
-	t.Helper()
-	t.Run("sqlite", func(t *testing.T) {
-		t.Parallel()
-		test(t, openDB(t, "sqlite:"+filepath.Join(memoryDir(t), "test.db")))
-	})
-	t.Run("postgres", func(t *testing.T) {
-		t.Parallel()
-		test(t, openPostgres(t))
-	})
-}
-
-func openPostgres(t *testing.T) *db.DB {
-	t.Helper()
-	return openDB(t, testbed.PostgreSQL(t))
-}
-
-// memoryDir is a folder in memory where the system has one: these tests commit thousands of times, and a commit waits for the disk.
-func memoryDir(t *testing.T) string {
-	t.Helper()
-	dir, err := os.MkdirTemp("/dev/shm", "enlarger")
-	if err != nil {
-		return t.TempDir()
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	return dir
-}
 
 func TestMain(m *testing.M) {
 	// The flags on the command line win.
@@ -54,19 +23,6 @@ func TestMain(m *testing.M) {
 		os.Exit(1)
 	}
 	goleak.VerifyTestMain(m)
-}
-
-func openDB(t *testing.T, url string) *db.DB {
-	t.Helper()
-	d, err := db.Open(t.Context(), db.Config{URL: url})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { d.Close() })
-	if err := d.Migrate(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	return d
 }
 
 type testConfig struct {

@@ -7,12 +7,13 @@ import (
 
 	"enlarger/db"
 	"enlarger/engine"
+	"enlarger/testbed/databases"
 )
 
 // TestLanes: where a job waits follows from what its account has in flight of the same media at that moment.
 func TestLanes(t *testing.T) {
 	t.Parallel()
-	eachDB(t, func(t *testing.T, d *db.DB) {
+	databases.Each(t, func(t *testing.T, d *db.DB) {
 		w := newWorld(t, d, 10_000_000)
 		flood := []string{}
 		for i := range 12 {
@@ -59,7 +60,7 @@ func TestLanes(t *testing.T) {
 // TestPromote: the longest waiting job of an account goes first when nothing of the account is running, and otherwise stays where it is.
 func TestPromote(t *testing.T) {
 	t.Parallel()
-	eachDB(t, func(t *testing.T, d *db.DB) {
+	databases.Each(t, func(t *testing.T, d *db.DB) {
 		w := newWorld(t, d, 10_000_000)
 		ids := []string{}
 		for range 4 {

@@ -11,6 +11,7 @@ import (
 	"enlarger/billing"
 	"enlarger/db"
 	"enlarger/engine"
+	"enlarger/testbed/databases"
 )
 
 // modelJob is a job in a few fields, as the states page tells it.
@@ -46,7 +47,7 @@ const modelCap = 3
 // balance and the audit with the model after each.
 func TestModel(t *testing.T) {
 	t.Parallel()
-	eachDB(t, func(t *testing.T, d *db.DB) {
+	databases.Each(t, func(t *testing.T, d *db.DB) {
 		rapid.Check(t, func(rt *rapid.T) {
 			m := &model{world: newWorld(t, d, 0), accounts: map[string]*modelAccount{}}
 			for _, credits := range []billing.Millicredits{3000, 100_000} {

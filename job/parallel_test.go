@@ -12,6 +12,7 @@ import (
 	"enlarger/billing"
 	"enlarger/db"
 	"enlarger/engine"
+	"enlarger/testbed/databases"
 )
 
 // together runs n functions that start at the same moment.
@@ -37,7 +38,7 @@ func (w *world) count(query string, args ...any) (n int) {
 // F4: the same key fifty times in parallel is one job and 49 replays of its answer; another body is a conflict; a day later the key is free.
 func TestIdempotentTwins(t *testing.T) {
 	t.Parallel()
-	eachDB(t, func(t *testing.T, d *db.DB) {
+	databases.Each(t, func(t *testing.T, d *db.DB) {
 		w := newWorld(t, d, 100_000)
 		const twins = 50
 		twin := func(key, fingerprint string) (Submission, error) {
@@ -132,7 +133,7 @@ func (w *world) idempotencyEnds(twin func(key, fingerprint string) (Submission, 
 // A twin of a request that is still under way waits, and is then told to come back.
 func TestTwinWaits(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, openPostgres(t), 100_000)
+	w := newWorld(t, databases.PostgreSQL(t), 100_000)
 	tx, err := w.db.BeginTx(w.ctx, nil)
 	w.ok(err)
 	defer tx.Rollback() //nolint:errcheck // the test is over
@@ -155,7 +156,7 @@ func TestTwinWaits(t *testing.T) {
 // The cap on jobs in flight holds exactly under parallel submits, separately for images and videos, and an ended job frees its place.
 func TestConcurrencyCap(t *testing.T) {
 	t.Parallel()
-	eachDB(t, func(t *testing.T, d *db.DB) {
+	databases.Each(t, func(t *testing.T, d *db.DB) {
 		w := newWorld(t, d, 1_000_000)
 		caps := map[engine.Media]int{engine.Image: 7, engine.Video: 3}
 		var mu sync.Mutex
@@ -199,7 +200,7 @@ func TestConcurrencyCap(t *testing.T) {
 // F5 through the jobs: balance B and price p, many workers at once: floor(B/p) reserve.
 func TestParallelReserve(t *testing.T) {
 	t.Parallel()
-	eachDB(t, func(t *testing.T, d *db.DB) {
+	databases.Each(t, func(t *testing.T, d *db.DB) {
 		w := newWorld(t, d, 10_000)
 		const jobs, price = 20, 1700
 		ids, claimed := make([]string, jobs), make([]Job, jobs)
@@ -234,7 +235,7 @@ func TestParallelReserve(t *testing.T) {
 // One of many workers gets a job.
 func TestParallelClaim(t *testing.T) {
 	t.Parallel()
-	eachDB(t, func(t *testing.T, d *db.DB) {
+	databases.Each(t, func(t *testing.T, d *db.DB) {
 		w := newWorld(t, d, 10_000)
 		for round := range 5 {
 			id := w.submit("upscale").ID
@@ -257,7 +258,7 @@ func TestParallelClaim(t *testing.T) {
 // An upload is used once, by its own account, in time.
 func TestUploads(t *testing.T) {
 	t.Parallel()
-	eachDB(t, func(t *testing.T, d *db.DB) {
+	databases.Each(t, func(t *testing.T, d *db.DB) {
 		w := newWorld(t, d, 100_000)
 		other := w.newAccount(100_000)
 		upload := func(expires time.Duration) string {
@@ -321,7 +322,7 @@ func TestUploads(t *testing.T) {
 // F17, small: cancel against finish. One terminal state, and the credits moved once, its way.
 func TestCancelAgainstSucceed(t *testing.T) {
 	t.Parallel()
-	eachDB(t, func(t *testing.T, d *db.DB) {
+	databases.Each(t, func(t *testing.T, d *db.DB) {
 		w := newWorld(t, d, 1_000_000)
 		const price = 700
 		canceled := 0
@@ -356,7 +357,7 @@ func TestCancelAgainstSucceed(t *testing.T) {
 // Everything that can end or return one run at once: one of them wins.
 func TestManyEnds(t *testing.T) {
 	t.Parallel()
-	eachDB(t, func(t *testing.T, d *db.DB) {
+	databases.Each(t, func(t *testing.T, d *db.DB) {
 		w := newWorld(t, d, 1_000_000)
 		for range 25 {
 			id := w.bring("processing+held")
@@ -388,7 +389,7 @@ func TestManyEnds(t *testing.T) {
 // F22: two sweepers and a worker that comes back on the same lost run: one step.
 func TestParallelExpire(t *testing.T) {
 	t.Parallel()
-	eachDB(t, func(t *testing.T, d *db.DB) {
+	databases.Each(t, func(t *testing.T, d *db.DB) {
 		w := newWorld(t, d, 1_000_000)
 		for range 20 {
 			id := w.bring("processing+held")

@@ -7,6 +7,7 @@ import (
 	"enlarger/db"
 	"enlarger/engine"
 	"enlarger/testbed"
+	"enlarger/testbed/databases"
 )
 
 // TestNothingReadsTheWholeTable: whatever clients, workers and sweepers ask, PostgreSQL answers by an index, so that a table of ended jobs may grow for
@@ -14,7 +15,7 @@ import (
 func TestNothingReadsTheWholeTable(t *testing.T) {
 	t.Parallel()
 	url := testbed.PostgreSQL(t)
-	openDB(t, url) // migrates it
+	databases.Open(t, url) // migrates it
 	// One connection, so that its counts can be had at once.
 	d, err := db.Open(t.Context(), db.Config{URL: url, MaxConns: 1})
 	if err != nil {

@@ -42,7 +42,7 @@ const (
 // SegmentsMost is the most parts a job may have.
 const SegmentsMost = 512
 
-// ErrNoSegment: nothing of the job is to be claimed now.
+// ErrNoSegment says that nothing of the job is to be claimed now.
 var ErrNoSegment = errors.New("no segment to claim")
 
 // segmentPatience is how many failures of a part workers that help take upon themselves. After that only the job's own run takes it, whose
@@ -190,11 +190,15 @@ func (s *Store) RestartSegments(ctx context.Context, j Job, parts []engine.Part)
 	}
 	steps := []db.Step{
 		holdRun(j),
-		{What: "note segments' objects", Args: []any{j.ID, lostFenceGrace.Microseconds()},
+		{
+			What: "note segments' objects", Args: []any{j.ID, lostFenceGrace.Microseconds()},
 			SQL: `INSERT INTO garbage (object, not_before) SELECT object, now_micros() + $2 FROM segments WHERE job_id = $1 AND object <> ''
-				ON CONFLICT (object) DO UPDATE SET not_before = EXCLUDED.not_before`},
-		{What: "restart segments", Args: []any{j.ID},
-			SQL: `UPDATE segments SET status = 'queued', lease_until = 0, progress = 0, object = '', facts = '' WHERE job_id = $1`},
+				ON CONFLICT (object) DO UPDATE SET not_before = EXCLUDED.not_before`,
+		},
+		{
+			What: "restart segments", Args: []any{j.ID},
+			SQL: `UPDATE segments SET status = 'queued', lease_until = 0, progress = 0, object = '', facts = '' WHERE job_id = $1`,
+		},
 	}
 	if parts != nil {
 		steps = append(steps, db.Step{What: "forget segments", SQL: `DELETE FROM segments WHERE job_id = $1 AND number >= $2`, Args: []any{j.ID, len(parts)}})

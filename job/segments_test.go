@@ -14,6 +14,7 @@ import (
 
 	"enlarger/db"
 	"enlarger/engine"
+	"enlarger/testbed/databases"
 )
 
 // film is a claimed video that was cut into n parts, as the worker of its run knows it.
@@ -96,7 +97,7 @@ func segmentMachine() map[string]map[string]string {
 
 func TestSegmentStates(t *testing.T) {
 	t.Parallel()
-	eachDB(t, func(t *testing.T, d *db.DB) {
+	databases.Each(t, func(t *testing.T, d *db.DB) {
 		w := newWorld(t, d, 10_000_000)
 		for state, row := range segmentMachine() {
 			for op, outcome := range row {
@@ -205,7 +206,7 @@ func (w *world) doPart(op string, s Segment) error {
 // Parts are written by the job's run alone, all of them, once.
 func TestSegmentsAreWrittenOnce(t *testing.T) {
 	t.Parallel()
-	eachDB(t, func(t *testing.T, d *db.DB) {
+	databases.Each(t, func(t *testing.T, d *db.DB) {
 		w := newWorld(t, d, 1_000_000)
 		j := w.film(SegmentsMost)
 		s, err := w.store.ClaimSegment(w.ctx, j.ID, "worker", true, time.Minute)
@@ -255,7 +256,7 @@ func TestSegmentsAreWrittenOnce(t *testing.T) {
 // A success takes the rows and the objects of the parts away in its own transaction, and only where there are any.
 func TestSuccessForgetsSegments(t *testing.T) {
 	t.Parallel()
-	eachDB(t, func(t *testing.T, d *db.DB) {
+	databases.Each(t, func(t *testing.T, d *db.DB) {
 		w := newWorld(t, d, 1_000_000)
 		for _, parts := range []int{0, 3} {
 			j := w.film(parts)
@@ -284,7 +285,7 @@ func TestSuccessForgetsSegments(t *testing.T) {
 // Many workers want parts at the same moment: each gets another, each part is made once, and nobody goes away while there are free ones.
 func TestParallelSegmentClaims(t *testing.T) {
 	t.Parallel()
-	eachDB(t, func(t *testing.T, d *db.DB) {
+	databases.Each(t, func(t *testing.T, d *db.DB) {
 		w := newWorld(t, d, 1_000_000)
 		const parts, workers = 60, 12
 		j := w.film(parts)
@@ -320,7 +321,7 @@ func TestParallelSegmentClaims(t *testing.T) {
 // Cancels and claims at the same moment: however they meet, no part is left of a job that has ended.
 func TestCancelWhileSegmentsAreCut(t *testing.T) {
 	t.Parallel()
-	eachDB(t, func(t *testing.T, d *db.DB) {
+	databases.Each(t, func(t *testing.T, d *db.DB) {
 		w := newWorld(t, d, 1_000_000)
 		for range 15 {
 			j := w.film(0)
@@ -364,7 +365,7 @@ type partModel struct {
 // TestSegmentModel draws random operations of random workers and compares every answer and every row with the model.
 func TestSegmentModel(t *testing.T) {
 	t.Parallel()
-	eachDB(t, func(t *testing.T, d *db.DB) {
+	databases.Each(t, func(t *testing.T, d *db.DB) {
 		w := newWorld(t, d, 1_000_000_000)
 		rapid.Check(t, func(rt *rapid.T) {
 			m := &partModel{world: w, job: w.film(3), alive: true, parts: make([]modelPart, 3)}

@@ -9,6 +9,7 @@ import (
 	"enlarger/billing"
 	"enlarger/db"
 	"enlarger/engine"
+	"enlarger/testbed/databases"
 )
 
 var giveUp = engine.Failf(engine.ProcessingFailed, "It did not work.")
@@ -16,7 +17,7 @@ var giveUp = engine.Failf(engine.ProcessingFailed, "It did not work.")
 // TestStory runs every statement once, the way a few jobs' lives would.
 func TestStory(t *testing.T) {
 	t.Parallel()
-	eachDB(t, func(t *testing.T, d *db.DB) {
+	databases.Each(t, func(t *testing.T, d *db.DB) {
 		w := newWorld(t, d, 100_000)
 		accountStory(w)
 		succeedStory(w)

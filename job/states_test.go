@@ -10,6 +10,7 @@ import (
 	"enlarger/billing"
 	"enlarger/db"
 	"enlarger/engine"
+	"enlarger/testbed/databases"
 )
 
 // A state is written status or phase, "+" and the state of its hold: uploading+held is a second run whose price is frozen already.
@@ -66,7 +67,7 @@ const fenced = "beat stored reserve succeed fail retry yield expire over"
 
 func TestStateMachine(t *testing.T) {
 	t.Parallel()
-	eachDB(t, func(t *testing.T, d *db.DB) {
+	databases.Each(t, func(t *testing.T, d *db.DB) {
 		w := newWorld(t, d, 10_000_000)
 		cases := 0
 		for state, row := range machine() {

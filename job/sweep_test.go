@@ -11,6 +11,7 @@ import (
 	"enlarger/account"
 	"enlarger/db"
 	"enlarger/engine"
+	"enlarger/testbed/databases"
 )
 
 func ids(jobs []Job) (list []string) {
@@ -22,7 +23,7 @@ func ids(jobs []Job) (list []string) {
 
 func TestList(t *testing.T) {
 	t.Parallel()
-	eachDB(t, func(t *testing.T, d *db.DB) {
+	databases.Each(t, func(t *testing.T, d *db.DB) {
 		w := newWorld(t, d, 1_000_000)
 		start := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 		var all []Job
@@ -108,7 +109,7 @@ func (w *world) filters(all []Job, start time.Time) {
 
 func TestListByMetadata(t *testing.T) {
 	t.Parallel()
-	eachDB(t, func(t *testing.T, d *db.DB) {
+	databases.Each(t, func(t *testing.T, d *db.DB) {
 		w := newWorld(t, d, 1_000_000)
 		for _, metadata := range []map[string]string{
 			{"order": "4", "shop": "a"}, {"order": "42"}, {"a": "b", "order": "4"}, {"note": `","order":"4`}, {"xorder": "4"}, {"order": "<&>%_?$1"}, nil,
@@ -136,7 +137,7 @@ func TestListByMetadata(t *testing.T) {
 // Delete takes the content and leaves the ledger.
 func TestDeleteWipes(t *testing.T) {
 	t.Parallel()
-	eachDB(t, func(t *testing.T, d *db.DB) {
+	databases.Each(t, func(t *testing.T, d *db.DB) {
 		w := newWorld(t, d, 1_000_000)
 		const secret = "my-private-words"
 		for _, end := range []string{"succeed", "fail", "cancel", ""} {
@@ -199,7 +200,7 @@ func TestDeleteWipes(t *testing.T) {
 
 func TestGarbage(t *testing.T) {
 	t.Parallel()
-	eachDB(t, func(t *testing.T, d *db.DB) {
+	databases.Each(t, func(t *testing.T, d *db.DB) {
 		w := newWorld(t, d, 0)
 		w.ok(w.store.Discard(w.ctx, time.Hour, "later", ""))
 		w.ok(w.store.Discard(w.ctx, 0, "a", "b", "prefix/"))
@@ -234,7 +235,7 @@ func TestGarbage(t *testing.T) {
 
 func TestReferenced(t *testing.T) {
 	t.Parallel()
-	eachDB(t, func(t *testing.T, d *db.DB) {
+	databases.Each(t, func(t *testing.T, d *db.DB) {
 		w := newWorld(t, d, 1_000_000)
 		id := w.bring("processing+held")
 		upload := Upload{ID: "upl_1", AccountID: w.account, Object: "uploads/1", CreatedAt: time.Now(), ExpiresAt: time.Now().Add(time.Hour)}
@@ -269,7 +270,7 @@ func TestReferenced(t *testing.T) {
 
 func TestExpireUploads(t *testing.T) {
 	t.Parallel()
-	eachDB(t, func(t *testing.T, d *db.DB) {
+	databases.Each(t, func(t *testing.T, d *db.DB) {
 		w := newWorld(t, d, 1_000_000)
 		for i, age := range []time.Duration{-time.Hour, time.Minute, 2 * time.Hour, 3 * time.Hour, 4 * time.Hour} {
 			u := Upload{ID: fmt.Sprint("upl_", i), AccountID: w.account, Object: fmt.Sprint("uploads/", i), CreatedAt: time.Now(), ExpiresAt: time.Now().Add(time.Hour)}
@@ -301,7 +302,7 @@ func TestExpireUploads(t *testing.T) {
 
 func TestExpireSources(t *testing.T) {
 	t.Parallel()
-	eachDB(t, func(t *testing.T, d *db.DB) {
+	databases.Each(t, func(t *testing.T, d *db.DB) {
 		w := newWorld(t, d, 1_000_000)
 		old, fresh, running := w.bring("succeeded+confirmed"), w.bring("succeeded+confirmed"), w.bring("processing+held")
 		w.exec("UPDATE jobs SET finished_at = now_micros() - $1 WHERE id = $2", (25 * time.Hour).Microseconds(), old)
@@ -323,7 +324,7 @@ func TestExpireSources(t *testing.T) {
 
 func TestWaiting(t *testing.T) {
 	t.Parallel()
-	eachDB(t, func(t *testing.T, d *db.DB) {
+	databases.Each(t, func(t *testing.T, d *db.DB) {
 		w := newWorld(t, d, 1_000_000)
 		quiet, recent, running, later := w.bring("queued"), w.bring("queued"), w.bring("uploading"), w.bring("queued")
 		w.exec("UPDATE jobs SET dispatched_at = dispatched_at - $1 WHERE id <> $2", time.Hour.Microseconds(), recent)
@@ -368,7 +369,7 @@ func TestWaiting(t *testing.T) {
 // What a client has written comes back as it was.
 func TestJobRoundTrip(t *testing.T) {
 	t.Parallel()
-	eachDB(t, func(t *testing.T, d *db.DB) {
+	databases.Each(t, func(t *testing.T, d *db.DB) {
 		w := newWorld(t, d, 1_000_000)
 		sub := w.submission("video_upscale")
 		sub.Metadata = map[string]string{"ключ": "值\x00\"\\<>&\u2028", "": ""}
@@ -397,7 +398,7 @@ func TestJobRoundTrip(t *testing.T) {
 // The audit names the job whose row does not fit the books.
 func TestAuditFinds(t *testing.T) {
 	t.Parallel()
-	eachDB(t, func(t *testing.T, d *db.DB) {
+	databases.Each(t, func(t *testing.T, d *db.DB) {
 		w := newWorld(t, d, 1_000_000)
 		for _, c := range []struct{ state, query, rule string }{
 			{"succeeded+confirmed", "UPDATE holds SET state = 'released' WHERE job_id = $1", "a succeeded job is confirmed once"},
@@ -442,7 +443,7 @@ func (w *world) finds(what, rule, row string) {
 // A server that is alone after a crash takes its runs up at once, with the same fence rule as ever.
 func TestEndLeases(t *testing.T) {
 	t.Parallel()
-	eachDB(t, func(t *testing.T, d *db.DB) {
+	databases.Each(t, func(t *testing.T, d *db.DB) {
 		w := newWorld(t, d, 1_000_000)
 		queued, running, done := w.bring("queued"), w.bring("processing+held"), w.bring("succeeded+confirmed")
 		before := []rowFacts{w.row(queued), w.row(done)}
@@ -464,7 +465,7 @@ func TestEndLeases(t *testing.T) {
 // What a job leaves in the bucket is noted in the transaction that ends it, and is due once a worker that was fenced off has stopped writing.
 func TestEndsLeaveGarbage(t *testing.T) {
 	t.Parallel()
-	eachDB(t, func(t *testing.T, d *db.DB) {
+	databases.Each(t, func(t *testing.T, d *db.DB) {
 		w := newWorld(t, d, 1_000_000)
 		for op, all := range map[string]bool{"fail": true, "retry last": true, "expire last": true, "cancel": true, "delete": true, "retry": false, "yield": false, "succeed": false} {
 			id := w.bring("processing+held")
