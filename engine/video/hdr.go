@@ -221,14 +221,14 @@ func (l *look) run(ctx context.Context, runner *ffmpeg.Runner, p engine.Plan, c 
 	if err != nil {
 		return err
 	}
-	defer read.Close()
+	defer func() { _ = read.Close() }()
 	meter := newLightMeter(p.Width, p.Height)
 	var measured error
 	var reading sync.WaitGroup
 	reading.Go(func() { measured = meter.read(read) })
 	c.Stdout = write
 	err = runner.Run(ctx, c)
-	write.Close()
+	_ = write.Close() // ours of the two that ffmpeg had
 	reading.Wait()
 	if err == nil && measured != nil {
 		err = measured

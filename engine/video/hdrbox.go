@@ -160,7 +160,7 @@ func putLight(record, level []byte) ([]byte, error) {
 			if kind == prefixSEI && isLight(unit) {
 				unit, found = lightUnit(level), true
 			}
-			out = append(binary.BigEndian.AppendUint16(out, uint16(len(unit))), unit...) //nolint:gosec // as long as it was, or a few bytes
+			out = append(binary.BigEndian.AppendUint16(out, uint16(len(unit))), unit...)
 		}
 	}
 	if found {

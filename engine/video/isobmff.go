@@ -105,7 +105,7 @@ func (b *box) size() int {
 
 // append writes the box; movieMost keeps every size within 32 bits.
 func (b *box) append(to []byte) []byte {
-	to = binary.BigEndian.AppendUint32(to, uint32(b.size())) //nolint:gosec // bounded by movieMost
+	to = binary.BigEndian.AppendUint32(to, uint32(b.size())) // within movieMost
 	to = append(append(to, b.kind...), b.head...)
 	for _, child := range b.children {
 		to = child.append(to)
@@ -246,7 +246,7 @@ func offsets(b *box) (table []byte, width int, err error) {
 	default:
 		return nil, 0, nil
 	}
-	if len(b.head) < 8 || uint64(binary.BigEndian.Uint32(b.head[4:]))*uint64(width) != uint64(len(b.head)-8) { //nolint:gosec // a width is 4 or 8
+	if len(b.head) < 8 || uint64(binary.BigEndian.Uint32(b.head[4:]))*uint64(width) != uint64(len(b.head)-8) {
 		return nil, 0, fmt.Errorf("%w: %q has another length than it says", errBoxes, b.kind)
 	}
 	return b.head[8:], width, nil
@@ -280,15 +280,15 @@ func shift(b *box, kept []region) error {
 		} else {
 			at = binary.BigEndian.Uint64(table)
 		}
-		inside := func(r region) bool { return at >= uint64(r.from) && at-uint64(r.from) <= uint64(r.size) } //nolint:gosec // neither is negative
+		inside := func(r region) bool { return at >= uint64(r.from) && at-uint64(r.from) <= uint64(r.size) }
 		if len(kept) == 0 || !inside(kept[last]) {
 			if last = slices.IndexFunc(kept, inside); last < 0 {
 				return fmt.Errorf("%w: a chunk lies outside the file", errBoxes)
 			}
 		}
-		at = at - uint64(kept[last].from) + uint64(kept[last].to) //nolint:gosec // neither is negative
+		at = at - uint64(kept[last].from) + uint64(kept[last].to)
 		if width == 4 {
-			binary.BigEndian.PutUint32(table, uint32(at)) //nolint:gosec // arrange widened the table otherwise
+			binary.BigEndian.PutUint32(table, uint32(at))
 		} else {
 			binary.BigEndian.PutUint64(table, at)
 		}
@@ -303,7 +303,7 @@ func editMovie(ctx context.Context, path string, change func(moov *box) error, t
 	if err != nil {
 		return fmt.Errorf("edit movie box: %w", err)
 	}
-	defer source.Close()
+	defer func() { _ = source.Close() }()
 	info, err := source.Stat()
 	if err != nil {
 		return fmt.Errorf("edit movie box: %w", err)
@@ -371,7 +371,7 @@ func (b *box) list(skip, width int) ([]byte, error) {
 	if b == nil {
 		return nil, nil
 	}
-	if len(b.head) < skip+4 || uint64(binary.BigEndian.Uint32(b.head[skip:]))*uint64(width) > uint64(len(b.head)-skip-4) { //nolint:gosec // a width is small
+	if len(b.head) < skip+4 || uint64(binary.BigEndian.Uint32(b.head[skip:]))*uint64(width) > uint64(len(b.head)-skip-4) {
 		return nil, fmt.Errorf("%w: %q has another length than it says", errBoxes, b.kind)
 	}
 	return b.head[skip+4:][:int(binary.BigEndian.Uint32(b.head[skip:]))*width], nil
@@ -421,11 +421,11 @@ const samplesMost = 50_000_000
 func (t sampleTable) keySamples(visit func(at int64, size uint32) error) error {
 	per, sample := uint32(0), uint32(0)
 	for chunk := uint32(1); len(t.chunks) > 0 && len(t.keys) > 0; chunk++ {
-		at := int64(0)
+		var at int64
 		if t.width == 4 {
 			at = int64(binary.BigEndian.Uint32(t.chunks))
 		} else {
-			at = int64(min(binary.BigEndian.Uint64(t.chunks), math.MaxInt64>>1)) //nolint:gosec // bounded
+			at = int64(min(binary.BigEndian.Uint64(t.chunks), math.MaxInt64>>1))
 		}
 		t.chunks = t.chunks[t.width:]
 		for len(t.runs) > 0 && binary.BigEndian.Uint32(t.runs) <= chunk {
