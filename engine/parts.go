@@ -46,6 +46,7 @@ type parting struct {
 	join    func(ctx context.Context, config any, task Task, pieces []Piece) (Output, error)
 }
 
+//nolint:forcetypeassert // a config is what the tool's own parse made
 func partingOf[C any](p *Parts[C]) *parting {
 	if p == nil {
 		return nil

@@ -39,7 +39,7 @@ func film(t *testing.T, size string, length time.Duration) (path string) {
 
 // partLine is a line of a worker's log about a part.
 type partLine struct {
-	Worker  string
+	Worker  string `json:"-"`
 	Message string `json:"msg"`
 	Part    int    `json:"part"`
 	Fence   int64  `json:"part_fence"`

@@ -258,10 +258,10 @@ func TestJoinRefuses(t *testing.T) {
 	with := func(change func(p []engine.Piece) []engine.Piece) []engine.Piece { return change(slices.Clone(pieces)) }
 	for name, list := range map[string][]engine.Piece{
 		"one missing": with(func(p []engine.Piece) []engine.Piece { return p[:3] }),
-		"one twice": with(func(p []engine.Piece) []engine.Piece {
-			p[2].Path = p[1].Path
-			p[2].Facts = p[1].Facts
-			return append(p, p[3])
+		"one twice":   with(func(p []engine.Piece) []engine.Piece { return append(p, p[3]) }),
+		"beside the beat": with(func(p []engine.Piece) []engine.Piece {
+			p[1].Path = remade(t, p[1].Path, "setpts=PTS+0.02/TB")
+			return p
 		}),
 		"out of turn": with(func(p []engine.Piece) []engine.Piece { p[1], p[2] = p[2], p[1]; return p }),
 		"another setup": with(func(p []engine.Piece) []engine.Piece {
