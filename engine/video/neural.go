@@ -217,13 +217,14 @@ func keepNear(out, in []float32, width, height, scale int) {
 	}
 }
 
-// shareMost is how much of the models' luma is taken of a clean source. On five clips reduced to half and coded by x264, PSNR of luma at x2:
+// shareMost is how much of the models' luma is taken of a clean source. On four clips reduced to half and coded by x264, mean PSNR of luma
+// at x2:
 //
 //	CRF          10     18     23     28     34    noise 4  noise 10
 //	classical    38.38  37.62  36.66  35.17  32.75  36.78    32.30
-//	half each    40.93  39.40  37.80  35.69  32.87  37.59    31.51
-//	three parts  41.74  39.85  38.00  35.67  32.82  37.41    30.75
-//	models       41.61  39.76  37.86  35.58  32.73  36.87    29.98
+//	half each    40.93  39.40  37.80  35.69  32.87  37.59    31.28
+//	three parts  41.74  39.85  38.00  35.72  32.83  37.41    30.53
+//	models       41.61  39.76  37.86  35.58  32.73  36.88    29.71
 //
 // Coding takes so much away that what the models sharpen is in part not there, and nothing in a picture says how much.
 const shareMost = 0.8
