@@ -57,7 +57,7 @@ func (o Options) lumaModel(scale int) *neural.Model {
 	for _, m := range o.Neural.Models() {
 		switch {
 		case m.Task() != neural.Upscale || m.Scale() != scale || m.Planes() != 1 || m.Levels():
-		case found == nil, !found.Shipped() == !m.Shipped() && found.Variant() != "fast" && m.Variant() == "fast":
+		case found == nil, found.Shipped() == m.Shipped() && found.Variant() != "fast" && m.Variant() == "fast":
 			found = m
 		}
 	}

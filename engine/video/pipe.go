@@ -271,13 +271,15 @@ func (p *piping) write(ctx context.Context, input string, out ffmpeg.Output, pro
 		}
 	})
 	err = p.send(pictures, first, zero)
-	if closed := pictures.Close(); err == nil && closed != nil {
-		err = closed
+	if err != nil && !errors.Is(err, errPipe) {
+		// Before the encoder sees the end of its input and has an opinion of it.
+		p.fail(err)
 	}
-	if err != nil {
-		if errors.Is(err, errPipe) {
-			<-p.encoded // whose own error goes first
-		}
+	if closed := pictures.Close(); err == nil && closed != nil {
+		p.fail(closed)
+	}
+	if errors.Is(err, errPipe) {
+		<-p.encoded // whose own error goes first
 		p.fail(err)
 	}
 }
