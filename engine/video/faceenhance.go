@@ -33,7 +33,8 @@ func (e *editor) faceEnhance() engine.Tool {
 			"faded in and out, so that nothing flickers; all else stays as it is. The size stays; the result is MP4.",
 		Defaults: FaceEnhanceConfig{Mode: faceNatural, Quality: qualityHigh},
 		Examples: []FaceEnhanceConfig{
-			{Mode: faceNatural, Quality: qualityHigh}, {Mode: faceStrong, Quality: qualityHigh, Codec: codecH265},
+			{Mode: faceNatural, Quality: qualityHigh},
+			{Mode: faceStrong, Quality: qualityHigh, Codec: codecH265},
 			{Mode: faceNatural, Quality: qualityLow, Codec: codecH264},
 		},
 		Bad: []string{`{"face_enhanced_mode": "extreme"}`, `{"face_enhanced_mode": true}`, `{"quality": "best"}`, `{"codec": "av1"}`},
