@@ -242,7 +242,7 @@ func (p *parts) newCatalog(scratch string, models *neural.Runtime) (*engine.Cata
 		p.log.Warn("JPEG by Go alone, which takes three times as long: install libturbojpeg0, as `make deps` does", zap.Error(err))
 	}
 	tools := image.Tools(image.Options{FFmpeg: runner, Neural: models, Turbo: turbo, JPEGQuality: s.JPEGQuality, Edit: edit})
-	return engine.NewCatalog(limits, append(tools, video.Tools(runner, video.Options{Neural: models, Segment: s.Segment})...)...), nil
+	return engine.NewCatalog(limits, append(tools, video.Tools(runner, video.Options{Neural: models, Segment: s.Segment, HDR: video.HDRMethod(s.HDR)})...)...), nil
 }
 
 func (p *parts) openDatabase(ctx context.Context, migrate bool) error {

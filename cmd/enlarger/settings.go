@@ -68,6 +68,7 @@ type settings struct {
 	VideoTimeout time.Duration `env:"ENLARGER_VIDEO_TIMEOUT" default:"24h" help:"Longest time a video may process; shorter videos have shorter limits."`
 
 	Segment time.Duration `env:"ENLARGER_SEGMENT" default:"25s" help:"Long videos are cut into parts that take one processor core about this long, so that several workers share a video and a crash repeats one part; 0 carries every video whole."`
+	HDR     string        `name:"hdr" env:"ENLARGER_HDR" default:"bt2446-c" enum:"bt2446-c,bt2446-a" help:"How video_hdr spreads light, by Report ITU-R BT.2446-1: bt2446-c leaves skin and mid-tones as bright as they were and takes white to 333 cd/m2; bt2446-a is vivid and takes white to 1000 cd/m2."`
 	Threads int           `env:"ENLARGER_FFMPEG_THREADS" default:"0" help:"Threads that one run of ffmpeg may use; 0 means the number of CPUs."`
 
 	FFmpeg      string `env:"ENLARGER_FFMPEG" default:"ffmpeg" placeholder:"PATH" help:"The ffmpeg program."`

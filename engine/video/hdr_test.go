@@ -440,3 +440,46 @@ func TestHDRAsATool(t *testing.T) {
 	_, err = order.Measure(t.Context(), hlg)
 	wantFailure(t, err, engine.UnsupportedFormat)
 }
+
+// TestHDRSampleClips runs the smaller clips of the sample media, and measures those that are HDR.
+func TestHDRSampleClips(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(samples(t), "clips")
+	for name, want := range map[string]struct {
+		w, h   int
+		frames int64
+		audio  int
+		word   string
+	}{
+		"3gp__bbb_176x144_128kbps_15fps_h263.3gp": {w: 176, h: 144, frames: 15},
+		"mp4__bt601.mp4": {w: 360, h: 240, frames: 30, audio: 1},
+		"mp4__sample_edit_list_only_preroll_sync_sample.mp4": {w: 640, h: 360, frames: 16, audio: 1},
+		"vp9__bear-vp9-odd-dimensions.webm":                  {w: 162, h: 122, frames: 30},
+		"mp4__hdr10-av1.mp4":                                 {word: "(PQ)"},
+		"mp4__hlg10-color-test.mp4":                          {word: "(HLG)"},
+		"mp4__sample_audio_only.mp4":                         {word: "audio only"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			path := filepath.Join(dir, name)
+			r, m, err := hdrJob(t, Options{}, path, `{}`)
+			if want.word != "" {
+				wantFailure(t, err, engine.UnsupportedFormat)
+				if f, _ := engine.AsFailure(err); !strings.Contains(f.Message, want.word) {
+					t.Errorf("message %q", f.Message)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if v := m.Video; v.Width != want.w || v.Height != want.h || v.Frames != want.frames || len(m.Audio) != want.audio {
+				t.Errorf("%dx%d, %d frames, %d audio tracks", v.Width, v.Height, v.Frames, len(m.Audio))
+			}
+			if off := math.Abs(m.Video.Duration - r.source.Duration); off > 1/r.source.FPS+0.002 {
+				t.Errorf("duration %.3f s, source %.3f s", m.Video.Duration, r.source.Duration)
+			}
+			sameStarts(t, path, r.path)
+		})
+	}
+}
