@@ -153,7 +153,7 @@ func saveSource(path string, img *image.NRGBA, quality int) error {
 	} else if err := png.Encode(&file, img); err != nil {
 		return err
 	}
-	return os.WriteFile(path, file.Bytes(), 0o600)
+	return os.WriteFile(path, file.Bytes(), 0o600) //nolint:gosec // the path is the caller's own
 }
 
 // panel is what is shown of a picture: as high as the page can take, transparent parts on a checkerboard.

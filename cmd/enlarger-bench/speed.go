@@ -166,7 +166,7 @@ func speed(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 			row := []string{t.label(), fmt.Sprintf("%g MP", size)}
 			switch expected := time.Duration(pace * size * float64(time.Second)); {
 			case ctx.Err() != nil:
-				return context.Cause(ctx)
+				row = append(row, "not run: stopped")
 			case time.Now().After(end):
 				row = append(row, fmt.Sprintf("not run: the whole has taken %s", o.total))
 			case expected > o.limit:
@@ -182,7 +182,7 @@ func speed(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		"Our computing yields to everything else (niceness 10): compare times on a quiet machine, processor times on any. Memory is the peak resident set of the process; the job's part of it is what came "+
 		"after the models were loaded. An exclamation mark says that it was more than the tool's own estimate, by which jobs are admitted.\n")
 	fmt.Fprintf(stdout, "\nLoad average at the end: %s.\n", loadAverage())
-	return nil
+	return context.Cause(ctx)
 }
 
 func orMissing(program string) string {
@@ -318,7 +318,7 @@ func measureCommand(ctx context.Context, limit time.Duration, command []string) 
 	start := time.Now()
 	err := cmd.Run()
 	wall := time.Since(start)
-	if ctx.Err() != nil {
+	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
 		return spent{note: fmt.Sprintf("ended after %s", limit)}
 	}
 	if err != nil {
@@ -358,8 +358,11 @@ func serveSource(args []string) error {
 	side, err1 := strconv.Atoi(args[1])
 	noise, err2 := strconv.ParseFloat(args[2], 64)
 	quality, err3 := strconv.Atoi(args[3])
-	if err := errors.Join(err1, err2, err3); err != nil || side < 1 || side > 20000 {
-		return fmt.Errorf("%w: %s: %v of side %d", errUsage, speedSource, err, side)
+	if err := errors.Join(err1, err2, err3); err != nil {
+		return fmt.Errorf("%w: %s: %w", errUsage, speedSource, err)
+	}
+	if side < 1 || side > 20000 {
+		return fmt.Errorf("%w: %s of side %d", errUsage, speedSource, side)
 	}
 	return saveSource(args[4], grainy(imaging.Resize(photo, side, side, imaging.CatmullRom), noise), quality)
 }

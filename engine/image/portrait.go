@@ -117,69 +117,96 @@ func outlineOf(u *upright, l lab, cut *patch) outline {
 		rays = 96
 		// The rays leave out a third of a turn, below.
 		fromAngle, toAngle = -7 * math.Pi / 6, math.Pi / 6
-		// From where to where on both sides of the edge colours are compared, how far along a ray one may lie, and by how many units of
-		// L*a*b* they must differ.
-		near, far, reach = 0.04, 0.16, 2.6
-		differ           = 12
+		// From where to where on both sides of the edge colours are compared, and by how many units of L*a*b* they must differ.
+		near, far = 0.04, 0.16
+		differ    = 12
 	)
-	frame := frameOf(u.face)
-	pixel := func(angle, r float64) (x, y int, ok bool) {
-		sin, cos := math.Sincos(angle)
-		x, y = int(frame.middle.x+frame.apart*r*cos), int(frame.middle.y+frame.apart*r*sin)
-		return x, y, x >= 0 && y >= 0 && x < cut.width && y < cut.height && u.pix[4*(y*u.width+x)+3] > 0
-	}
-	mean := func(angle, from, to float64) (m [3]float32, ok bool) {
-		n := float32(0)
-		for r := from; r <= to; r += 0.02 {
-			if x, y, inside := pixel(angle, r); inside {
-				for c, v := range l.pix[y*l.width+x] {
-					m[c] += v
-				}
-				n++
-			}
-		}
-		for c := range m {
-			m[c] /= max(n, 1)
-		}
-		return m, n >= 4
-	}
+	r := rayTracer{u: u, colours: l, cut: cut, frame: frameOf(u.face)}
 	var o outline
 	var lengths []float64
-	clear := 0
+	changes := 0
 	for i := range rays {
 		angle := fromAngle + (toAngle-fromAngle)*float64(i)/(rays-1)
-		edge := 0.0
-		for r := 0.5; r < reach; r += 0.02 {
-			if x, y, ok := pixel(angle, r); ok && cut.planes[3][y*cut.width+x] > 0.5 {
-				edge = r
-			}
-		}
-		inside, ok := mean(angle, edge-far, edge-near)
-		outside, ok2 := mean(angle, edge+near, edge+far)
+		edge := r.edge(angle)
+		inside, ok := r.mean(angle, edge-far, edge-near)
+		outside, ok2 := r.mean(angle, edge+near, edge+far)
 		if !ok || !ok2 {
 			continue // the source ends there
 		}
 		lengths = append(lengths, edge)
 		if labApart(inside, outside) > differ {
-			clear++
+			changes++
 		}
 	}
 	if len(lengths) < 3 {
 		return o
 	}
-	o.clear = float64(clear) / float64(len(lengths))
+	o.clear = float64(changes) / float64(len(lengths))
 	for i := 1; i+1 < len(lengths); i++ {
 		o.rough += math.Abs(lengths[i]-(lengths[i-1]+lengths[i+1])/2) / float64(len(lengths)-2)
 	}
-	kept, all := 0.0, 0.0
-	for y := range cut.height {
-		for x := range cut.width {
-			if p, q := frame.at(x, y); headRing(p, q) > 1.75 && q < shoulderLine(p)-0.6 && u.pix[4*(y*u.width+x)+3] > 0 {
-				kept += float64(cut.planes[3][y*cut.width+x])
-				all++
-			}
+	o.stray = r.stray()
+	return o
+}
+
+// rayTracer looks along rays from the middle of a head.
+type rayTracer struct {
+	u       *upright
+	colours lab
+	cut     *patch
+	frame   headFrame
+}
+
+// rayStep is how far apart places along a ray are, in distances between the pupils.
+const rayStep = 0.02
+
+// pixel is that at a place of a ray, -1 beyond the source.
+func (t *rayTracer) pixel(angle, r float64) int {
+	sin, cos := math.Sincos(angle)
+	x, y := int(t.frame.middle.x+t.frame.apart*r*cos), int(t.frame.middle.y+t.frame.apart*r*sin)
+	if x < 0 || y < 0 || x >= t.cut.width || y >= t.cut.height || t.u.pix[4*(y*t.u.width+x)+3] == 0 {
+		return -1
+	}
+	return y*t.cut.width + x
+}
+
+// edge is where the cut ends along a ray.
+func (t *rayTracer) edge(angle float64) (edge float64) {
+	const reach = 2.6
+	for r := 0.5; r < reach; r += rayStep {
+		if i := t.pixel(angle, r); i >= 0 && t.cut.planes[3][i] > 0.5 {
+			edge = r
 		}
 	}
-	o.stray = kept / max(all, 1)
-	return o
+	return edge
+}
+
+// mean is the mean colour along a part of a ray, and false where the source has too little of it.
+func (t *rayTracer) mean(angle, from, to float64) (m [3]float32, ok bool) {
+	n := float32(0)
+	for r := from; r <= to; r += rayStep {
+		if i := t.pixel(angle, r); i >= 0 {
+			for c, v := range t.colours.pix[i] {
+				m[c] += v
+			}
+			n++
+		}
+	}
+	for c := range m {
+		m[c] /= max(n, 1)
+	}
+	return m, n >= 4
+}
+
+// stray is the part kept of what lies beyond any hair, above the shoulders.
+func (t *rayTracer) stray() float64 {
+	kept, all := 0.0, 0.0
+	for i, a := range t.cut.planes[3] {
+		p, q := t.frame.at(i%t.cut.width, i/t.cut.width)
+		if headRing(p, q) > 1.75 && q < shoulderLine(p)-0.6 && t.u.pix[4*i+3] > 0 {
+			kept += float64(a)
+			all++
+		}
+	}
+	return kept / max(all, 1)
 }

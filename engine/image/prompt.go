@@ -228,7 +228,7 @@ func startsAnother(it item, ph phrase, rest []phrase) bool {
 	last := it.heads[len(it.heads)-1]
 	switch ph.kind {
 	case joiner, verb, negation, degree, excess:
-		return headAhead && !(ph.kind == degree && len(rest) > 0 && !rest[0].isHead())
+		return headAhead && (ph.kind != degree || len(rest) == 0 || rest[0].isHead())
 	case colourName: // "add vignette white border"
 		return headAhead && last.kind != backgroundNoun && last.name != opBorder && last.name != propertySize
 	case property, adjective, operation, backgroundNoun:

@@ -33,7 +33,7 @@ func (c *cartoon) anime(ctx context.Context, colours [3][]float32) error {
 			r, g, b := in[0][x], in[1][x], in[2][x]
 			y := brightness(r, g, b)
 			to := between(y, banded(y, 6, 5), 0.8)
-			to = to + 0.16*to*(1-to)*2                        // lighter in the middle
+			to += 0.16 * to * (1 - to) * 2                    // lighter in the middle
 			to += 0.12 * smooth(0.55, 1, in[4][x]) * (1 - to) // light runs over
 			r, g, b = tinted(r, g, b, to, 1.4)
 			k := 1 - 0.82*smooth(0.006, 0.032, -in[3][x])

@@ -154,7 +154,7 @@ func (w *workbench) replace(width, height int, deep bool, fill func(*raster) err
 		to.Close()
 		return err
 	}
-	w.picture.raster.Close()
+	w.picture.Close()
 	w.picture, w.path = &picture{raster: to, header: w.picture.header}, ""
 	return nil
 }
@@ -228,7 +228,7 @@ func (w *workbench) resize(ctx context.Context, width, height int) error {
 	if err != nil {
 		return err
 	}
-	w.picture.raster.Close()
+	w.picture.Close()
 	w.picture, w.path = &picture{raster: to, header: w.picture.header}, ""
 	return nil
 }

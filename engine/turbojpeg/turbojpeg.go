@@ -103,7 +103,8 @@ func open(name string) (*Library, error) {
 	l := &Library{}
 	file := C.CString(name)
 	defer C.free(unsafe.Pointer(file))
-	if problem := C.turbo_open(&l.functions, file); problem != nil {
+	problem := C.turbo_open(&l.functions, file)
+	if problem != nil {
 		return nil, fmt.Errorf("load libjpeg-turbo: %s", C.GoString(problem))
 	}
 	return l, nil
@@ -134,7 +135,8 @@ func (l *Library) accept(jpeg []byte, width, height int) (C.int, error) {
 	}
 	var facts [4]C.int // width, height, subsampling, colours
 	var message [messageMost]C.char
-	if C.turbo_header(&l.functions, bytesOf(jpeg), C.ulong(len(jpeg)), &facts[0], &message[0], messageMost) != 0 {
+	failed := C.turbo_header(&l.functions, bytesOf(jpeg), C.ulong(len(jpeg)), &facts[0], &message[0], messageMost)
+	if failed != 0 {
 		return 0, fmt.Errorf("%w: %s", ErrNotTaken, C.GoString(&message[0]))
 	}
 	const ycbcr, grey = 1, 2
@@ -157,7 +159,8 @@ func (l *Library) Decode(jpeg, pixels []byte, width, height int) error {
 		return fmt.Errorf("%d bytes for %dx%d pixels", len(pixels), width, height)
 	}
 	var message [messageMost]C.char
-	if C.turbo_decode(&l.functions, bytesOf(jpeg), C.ulong(len(jpeg)), bytesOf(pixels), C.int(width), C.int(height), &message[0], messageMost) != 0 {
+	failed := C.turbo_decode(&l.functions, bytesOf(jpeg), C.ulong(len(jpeg)), bytesOf(pixels), C.int(width), C.int(height), &message[0], messageMost)
+	if failed != 0 {
 		return fmt.Errorf("%w: %s", ErrNotTaken, C.GoString(&message[0]))
 	}
 	return nil
