@@ -483,3 +483,21 @@ func TestHDRSampleClips(t *testing.T) {
 		})
 	}
 }
+
+// TestFilterValue has ffmpeg read a table out of a folder whose name has every character that a filter graph gives a meaning.
+func TestFilterValue(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), `a:b'c[d],e;f\g h=i`)
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, "hdr.cube")
+	// Two points a side: everything becomes white.
+	if err := os.WriteFile(path, []byte("LUT_3D_SIZE 2\n"+strings.Repeat("1 1 1\n", 8)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	raw := ffmpegRun(t, "-f", "lavfi", "-i", "color=black:s=16x16:d=0.04", "-filter_complex", "[0:0]format=gbrp16le,lut3d=file="+filterValue(path)+"[o]", "-map", "[o]", "-pix_fmt", "gray", "-f", "rawvideo", "-")
+	if len(raw) != 256 || raw[0] != 255 {
+		t.Errorf("%d bytes, the first %v", len(raw), raw[:min(1, len(raw))])
+	}
+}
