@@ -215,8 +215,10 @@ func (s *Store) RestartSegments(ctx context.Context, j Job, parts []engine.Part)
 
 // holdRun is the step before the parts of a job are written: it writes the job's row, so that nothing slips past a cancel.
 func holdRun(j Job) db.Step {
-	return db.Step{What: "hold job", None: ErrStale, Args: []any{j.ID, j.Fence},
-		SQL: `UPDATE jobs SET progress = progress WHERE id = $1 AND fence = $2 AND status = 'processing'`}
+	return db.Step{
+		What: "hold job", None: ErrStale, Args: []any{j.ID, j.Fence},
+		SQL: `UPDATE jobs SET progress = progress WHERE id = $1 AND fence = $2 AND status = 'processing'`,
+	}
 }
 
 func insertSegment(id string, p engine.Part, otherwise string) (db.Step, error) {
@@ -224,8 +226,10 @@ func insertSegment(id string, p engine.Part, otherwise string) (db.Step, error) 
 	if err != nil {
 		return db.Step{}, fmt.Errorf("encode segment: %w", err)
 	}
-	return db.Step{What: "insert segment", Args: []any{id, p.Number, string(text), p.Frames},
-		SQL: `INSERT INTO segments (job_id, number, part, frames) VALUES ($1, $2, $3, $4) ON CONFLICT (job_id, number) ` + otherwise}, nil
+	return db.Step{
+		What: "insert segment", Args: []any{id, p.Number, string(text), p.Frames},
+		SQL: `INSERT INTO segments (job_id, number, part, frames) VALUES ($1, $2, $3, $4) ON CONFLICT (job_id, number) ` + otherwise,
+	}, nil
 }
 
 // segmentFolder, behind a job's results prefix, starts the key of every object that holds a part.
@@ -237,10 +241,12 @@ func forgetting(id string, media engine.Media) []db.Step {
 		return nil
 	}
 	// Most videos have no parts, and then no object either: the folder is noted only where a row is.
-	note := db.Step{What: "note segments' objects", Args: []any{id, lostFenceGrace.Microseconds(), segmentFolder},
+	note := db.Step{
+		What: "note segments' objects", Args: []any{id, lostFenceGrace.Microseconds(), segmentFolder},
 		SQL: `INSERT INTO garbage (object, not_before) SELECT results_prefix || $3, now_micros() + $2 FROM jobs
 			WHERE id = $1 AND EXISTS (SELECT 1 FROM segments WHERE job_id = $1)
-			ON CONFLICT (object) DO UPDATE SET not_before = EXCLUDED.not_before`}
+			ON CONFLICT (object) DO UPDATE SET not_before = EXCLUDED.not_before`,
+	}
 	return []db.Step{note, forgetRows(id)}
 }
 

@@ -311,14 +311,15 @@ func TestRetries(t *testing.T) {
 func TestKeys(t *testing.T) {
 	t.Parallel()
 	for want, got := range map[string]string{
-		"sources/job_1":        SourceKey("job_1"),
-		"uploads/upl_1.mp4":    UploadKey("upl_1", "mp4"),
-		"uploads/upl_2.mov":    UploadKey("upl_2", ".MOV"),
-		"uploads/upl_3":        UploadKey("upl_3", ""),
-		"uploads/upl_4":        UploadKey("upl_4", "../x"),
-		"uploads/upl_5":        UploadKey("upl_5", "averylongone"),
-		"results/job_1/12.jpg": ResultKey("job_1", 12, "jpg"),
-		"results/job_1/":       ResultPrefix("job_1"),
+		"sources/job_1":                  SourceKey("job_1"),
+		"uploads/upl_1.mp4":              UploadKey("upl_1", "mp4"),
+		"uploads/upl_2.mov":              UploadKey("upl_2", ".MOV"),
+		"uploads/upl_3":                  UploadKey("upl_3", ""),
+		"uploads/upl_4":                  UploadKey("upl_4", "../x"),
+		"uploads/upl_5":                  UploadKey("upl_5", "averylongone"),
+		"results/job_1/12.jpg":           ResultKey("job_1", 12, "jpg"),
+		"results/job_1/":                 ResultPrefix("job_1"),
+		"results/job_1/segments/7.2.mp4": SegmentKey("job_1", 7, 2, "mp4"),
 	} {
 		if got != want {
 			t.Errorf("%q, want %q", got, want)
