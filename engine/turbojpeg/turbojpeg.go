@@ -103,7 +103,7 @@ func open(name string) (*Library, error) {
 	l := &Library{}
 	file := C.CString(name)
 	defer C.free(unsafe.Pointer(file))
-	problem := C.turbo_open(&l.functions, file) //nolint:gocritic // dupSubExpr means the code that cgo makes of the call
+	problem := C.turbo_open(&l.functions, file)
 	if problem != nil {
 		return nil, fmt.Errorf("load libjpeg-turbo: %s", C.GoString(problem))
 	}
@@ -135,7 +135,7 @@ func (l *Library) accept(jpeg []byte, width, height int) (C.int, error) {
 	}
 	var facts [4]C.int // width, height, subsampling, colours
 	var message [messageMost]C.char
-	failed := C.turbo_header(&l.functions, bytesOf(jpeg), C.ulong(len(jpeg)), &facts[0], &message[0], messageMost) //nolint:gocritic // dupSubExpr means the code that cgo makes of the call
+	failed := C.turbo_header(&l.functions, bytesOf(jpeg), C.ulong(len(jpeg)), &facts[0], &message[0], messageMost)
 	if failed != 0 {
 		return 0, fmt.Errorf("%w: %s", ErrNotTaken, C.GoString(&message[0]))
 	}
@@ -159,7 +159,7 @@ func (l *Library) Decode(jpeg, pixels []byte, width, height int) error {
 		return fmt.Errorf("%d bytes for %dx%d pixels", len(pixels), width, height)
 	}
 	var message [messageMost]C.char
-	failed := C.turbo_decode(&l.functions, bytesOf(jpeg), C.ulong(len(jpeg)), bytesOf(pixels), C.int(width), C.int(height), &message[0], messageMost) //nolint:gocritic // dupSubExpr means the code that cgo makes of the call
+	failed := C.turbo_decode(&l.functions, bytesOf(jpeg), C.ulong(len(jpeg)), bytesOf(pixels), C.int(width), C.int(height), &message[0], messageMost)
 	if failed != 0 {
 		return fmt.Errorf("%w: %s", ErrNotTaken, C.GoString(&message[0]))
 	}
