@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -128,13 +129,16 @@ func newLook(method HDRMethod, gamut string, v *ffmpeg.Video) *look {
 }
 
 // write writes the table into a run's private folder.
-func (l *look) write(dir string) error {
+func (l *look) write(dir string, known *tables) error {
 	path, err := filepath.Abs(filepath.Join(dir, "hdr.cube"))
 	if err != nil {
 		return fmt.Errorf("colour table: %w", err)
 	}
 	l.lut = path
-	return l.expansion.writeLUT(path)
+	if err := os.WriteFile(path, known.of(l.expansion), 0o600); err != nil {
+		return fmt.Errorf("write colour table: %w", err)
+	}
+	return nil
 }
 
 // bright is the name of the graph's second output, the brightest component of each pixel; picture that of its first.

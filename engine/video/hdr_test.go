@@ -1,6 +1,7 @@
 package video
 
 import (
+	"bytes"
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
@@ -405,12 +406,38 @@ func TestHDRRefused(t *testing.T) {
 	}
 }
 
-func BenchmarkWriteLUT(b *testing.B) {
+func BenchmarkTable(b *testing.B) {
 	x := newExpansion(HDRNatural, colours{}, bt2020)
-	path := filepath.Join(b.TempDir(), "a.cube")
 	for b.Loop() {
-		if err := x.writeLUT(path); err != nil {
-			b.Fatal(err)
+		x.table()
+	}
+}
+
+// The tables used last are kept, few of them, each its own.
+func TestTables(t *testing.T) {
+	t.Parallel()
+	var known tables
+	var first []byte
+	for i, tag := range []string{"bt709", "bt2020", "smpte432", "bt709"} {
+		x := newExpansion(HDRNatural, colours{primaries: tag}, bt2020)
+		text := known.of(x)
+		if again := known.of(x); &again[0] != &text[0] {
+			t.Errorf("%s: made twice", tag)
+		}
+		if len(known.kept) > tablesMost {
+			t.Errorf("%d tables are kept", len(known.kept))
+		}
+		switch i {
+		case 0:
+			first = text
+		case 3:
+			if !bytes.Equal(text, first) {
+				t.Error("the table of one kind of source became another's")
+			}
+		default:
+			if bytes.Equal(text, first) {
+				t.Errorf("%s has the table of bt709", tag)
+			}
 		}
 	}
 }

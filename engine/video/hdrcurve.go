@@ -1,11 +1,11 @@
 package video
 
 import (
-	"bufio"
 	"fmt"
 	"math"
-	"os"
+	"slices"
 	"strconv"
+	"sync"
 
 	"enlarger/engine/ffmpeg"
 )
@@ -270,44 +270,57 @@ func pqOf(light rgb) rgb { return rgb{pq(light[0]), pq(light[1]), pq(light[2])} 
 // ten-bit codes of the formula for method C and within 2.6 for method A.
 const lutSide = 65
 
-// writeLUT writes the table in the .cube format, red running fastest: 8 MB of text.
-func (x expansion) writeLUT(path string) (err error) {
-	file, err := os.Create(path)
-	if err != nil {
-		return fmt.Errorf("write colour table: %w", err)
-	}
-	defer func() {
-		if closed := file.Close(); err == nil && closed != nil {
-			err = fmt.Errorf("write colour table: %w", closed)
-		}
-	}()
-	w := bufio.NewWriterSize(file, 1<<16)
-	fmt.Fprintf(w, "LUT_3D_SIZE %d\n", lutSide)
+// table is the table in the .cube format, red running fastest: 7 MB of text.
+func (x expansion) table() []byte {
+	text := fmt.Appendf(make([]byte, 0, 8<<20), "LUT_3D_SIZE %d\n", lutSide)
 	var at [lutSide]float64
 	for i := range at {
 		at[i] = sdrLight(x.transfer, float64(i)/(lutSide-1))
 	}
-	var line []byte
 	for blue := range lutSide {
 		for green := range lutSide {
 			for red := range lutSide {
-				line = line[:0]
 				for i, v := range pqOf(x.expand(rgb{at[red], at[green], at[blue]})) {
 					if i > 0 {
-						line = append(line, ' ')
+						text = append(text, ' ')
 					}
-					line = strconv.AppendFloat(line, v, 'f', 6, 64)
+					text = strconv.AppendFloat(text, v, 'f', 6, 64)
 				}
-				if _, err := w.Write(append(line, '\n')); err != nil {
-					return fmt.Errorf("write colour table: %w", err)
-				}
+				text = append(text, '\n')
 			}
 		}
 	}
-	if err := w.Flush(); err != nil {
-		return fmt.Errorf("write colour table: %w", err)
+	return text
+}
+
+// tables keeps the tables used last: one takes half a second of a core to make, most sources are alike, and every part of a long video needs it.
+type tables struct {
+	mu   sync.Mutex
+	kept []keptTable
+}
+
+type keptTable struct {
+	expansion expansion
+	text      []byte
+}
+
+// tablesMost bounds what is kept, to 15 MB.
+const tablesMost = 2
+
+func (t *tables) of(x expansion) []byte {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, k := range t.kept {
+		if k.expansion == x {
+			return k.text
+		}
 	}
-	return nil
+	k := keptTable{x, x.table()}
+	t.kept = append(t.kept, k)
+	if over := len(t.kept) - tablesMost; over > 0 {
+		t.kept = slices.Delete(t.kept, 0, over)
+	}
+	return k.text
 }
 
 // mastering describes the display that a result is made for, in the units of SMPTE ST 2086.

@@ -51,7 +51,7 @@ func (e *editor) encode(ctx context.Context, task engine.Task, r *recipe) (engin
 		return engine.Output{}, fmt.Errorf("output path: %w", err)
 	}
 	if r.look != nil && r.joins == nil {
-		if err := r.look.write(task.Scratch); err != nil {
+		if err := r.look.write(task.Scratch, &e.tables); err != nil {
 			return engine.Output{}, err
 		}
 	}

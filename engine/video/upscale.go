@@ -34,7 +34,7 @@ func (e *editor) upscale() engine.Tool {
 			if !task.Plan.Known() || task.Plan.Frames == 0 {
 				return engine.Output{}, errors.New("video_upscale: the plan was made without measuring the source")
 			}
-			media, err := e.inspect(ctx, task.Input)
+			media, err := e.inspected(ctx, task.Input)
 			if err != nil {
 				return engine.Output{}, err
 			}

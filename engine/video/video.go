@@ -67,11 +67,12 @@ type editor struct {
 	runner  *ffmpeg.Runner
 	options Options
 	known   known
+	tables  tables
 }
 
 // measure reads the facts of a source file. What is no video that can be worked on is a Failure.
 func (e *editor) measure(ctx context.Context, path string) (engine.Source, error) {
-	media, err := e.inspect(ctx, path)
+	media, err := e.inspected(ctx, path)
 	if err != nil {
 		return engine.Source{}, err
 	}
