@@ -30,19 +30,24 @@ run: build ## start the all-in-one server, show it work on a photo and a clip, s
 .PHONY: test
 # The race detector makes work on pixels ten times slower and finds nothing in it: where that is most of the work, it watches only the tests of what runs
 # side by side.
-PIXELS = ./engine/image ./cmd/enlarger
+PIXELS = ./engine/image ./engine/video ./cmd/enlarger
 test: ## format, vet, and every test, with the race detector where it pays, against real servers
 	@scripts/deps.sh test
 	@unformatted=$$(git ls-files -z '*.go' | xargs -0 -r gofmt -l); [ -z "$$unformatted" ] || { echo "not gofmt-formatted: $$unformatted" >&2; exit 1; }
 	go vet -race ./...
 	go test -race -timeout 14m $$(go list ./... | grep -v $(foreach package,$(PIXELS),-e '$(package:.%=%)$$'))
 	go test -timeout 14m $(PIXELS)
-	go test -race -timeout 14m -run 'Filter|Seams|Cancel' ./engine/image
+	go test -race -timeout 14m -run 'Filter|Seams|Cancel|PipeGives|PipeEnds|Followed|Tables' ./engine/image ./engine/video
 
 .PHONY: test-large
 test-large: ## a 2 GB video and a 200 MiB picture through a fleet, with its memory bounds (10 GB of disk, minutes)
 	@scripts/deps.sh test
 	ENLARGER_LARGE=1 go test -count=1 -timeout 30m -run TestLargeFiles -v ./cmd/enlarger
+
+.PHONY: test-clips
+test-clips: ## every sample clip of shared/data through every video tool (minutes)
+	@scripts/deps.sh test
+	ENLARGER_CLIPS=1 go test -count=1 -timeout 30m -run Sample -v ./engine/video
 
 .PHONY: mutants
 mutants: ## take one safeguard out of the program after another, and demand that the tests fail each time (minutes)

@@ -208,7 +208,8 @@ func (e *editor) cut(ctx context.Context, task engine.Task, r recipe, frames int
 	if err != nil {
 		return nil, fmt.Errorf("read times: %w", err)
 	}
-	windows, counts := cut(times, frames)
+	const fewest = 8 // an encoder holds some back, and a part should not be all beginning
+	windows, counts := cut(times, max(frames, fewest))
 	if len(windows) < 2 {
 		return nil, nil
 	}
