@@ -100,7 +100,7 @@ def table(name, net, folder):
         of = "classic5, grey" if recipe.options["from"] == "for_restore" else "CBSD68, colour"
         text = f"| {of}; 8-bit input | input PSNR | this net PSNR |\n|---|---|---|\n" + "".join(f"| {r[0]} | {r[1]:.2f} | {r[2]:.2f} |\n" for r in rows)
         return text, f"PSNR on {of}: " + ", ".join(f"{r[0]} {r[2]:.2f} dB (input {r[1]:.2f})" for r in rows) + "."
-    mean = masking(net, folder, recipe.patch)
+    mean = masking(net, folder, recipe.side)
     return f"Mean IoU on the pictures set aside: {mean:.3f}\n", f"Mean IoU {mean:.3f}."
 
 

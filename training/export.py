@@ -56,7 +56,7 @@ def load(name, out):
 
 def write(net, path, recipe):
     """Writes the ONNX file and returns the largest difference of its outputs from PyTorch's on random pictures."""
-    side = recipe.patch if recipe.task == "Masking" else 64
+    side = recipe.side if recipe.task == "Masking" else 64
     given = torch.rand(1, 1 if recipe.task == "Enlarging" else 3, side, side)
     free = {"input": {2: "height", 3: "width"}, "output": {2: "height_out", 3: "width_out"}}
     # Newer versions of PyTorch would take another exporter, which needs further packages.
@@ -78,7 +78,7 @@ def manifest(name, recipe, net, about):
     task, variant = NAMES[name]
     made = {"task": task, "variant": variant, "about": about}
     if recipe.task == "Masking":
-        return made | {"whole": {"width": recipe.patch, "height": recipe.patch}, "input": {"channels": "rgb"}, "output": {"activation": "sigmoid"}}
+        return made | {"whole": {"width": recipe.side, "height": recipe.side}, "input": {"channels": "rgb"}, "output": {"activation": "sigmoid"}}
     # Beyond the receptive field's radius nothing is seen; the engine's tiles overlap by it.
     made |= {"tile": 256, "overlap": net.radius + net.radius % 2}
     if recipe.task == "Enlarging":
@@ -98,7 +98,7 @@ def sample(net, recipe):
     whole = recipe.task == "Masking"
     scale, planes = recipe.net.get("scale", 1), 1 if recipe.task == "Enlarging" else 3
     border = 0 if whole else net.radius + net.radius % 2
-    side, step = (recipe.patch, 16) if whole else (2 * border + 8, 1)
+    side, step = (recipe.side, 16) if whole else (2 * border + 8, 1)
     y, x = np.mgrid[:side, :side]
     given = np.stack([(37 * x + 101 * y + 53 * c + 19 * (x * y % 7)) % 256 / 255 for c in range(planes)]).astype(np.float32)[None]
     low, high = STUDIO if planes == 1 else (0.0, 1.0)
@@ -139,7 +139,7 @@ def card(name, recipe, net, state, scores, out, command, machine, difference, no
     limit = LIMITS[variant if task == "upscale" else task]
     return f"""# {file_name(name)}
 
-{recipe.task} by `training/nets.py`: {count:,} parameters, {work / 1e9:.1f} thousand million multiply-adds for a megapixel of input.
+{recipe.task} by `training/nets.py`: {count:,} parameters, {work / 1e9:.1f} thousand million multiply-adds for a {"picture" if recipe.task == "Masking" else "megapixel of input"}.
 
 Weights: made by this project, under the licence of this repository. Nothing of the photos is in them but what a net of this size learns.
 
@@ -176,7 +176,7 @@ def len_held(recipe):
 
 def multiply_adds(net, recipe):
     """Of the convolutions, for a megapixel of input (for people: for one picture)."""
-    side = recipe.patch if recipe.task == "Masking" else 64
+    side = recipe.side if recipe.task == "Masking" else 64
     done = [0]
 
     def count(module, given, out):

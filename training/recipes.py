@@ -16,7 +16,12 @@ class Recipe:
     start: str = ""  # the recipe whose best weights the net begins from (layers that fit)
     square: float = 0.7  # from this part of the training on, the loss is the mean square instead of the mean absolute error
     options: dict = dataclasses.field(default_factory=dict)  # of the task
+    sees: int = 0  # side of what a net for whole pictures sees in use, when it is not the patch's
     gpu: dict = dataclasses.field(default_factory=dict)  # fields that differ on a GPU
+
+    @property
+    def side(self):
+        return self.sees or self.patch
 
     def on(self, device):
         """The recipe as it is for a device."""
@@ -45,5 +50,5 @@ RECIPES = {
     "denoise-quality": Recipe("Cleaning", dict(width=64, blocks=14), steps=150_000, batch=16, patch=64, rate=7e-4, square=1.0, options={"from": "for_denoise", "drawn": 60}, gpu=CLEAN),
     "restore": Recipe("Cleaning", dict(width=64, blocks=14), steps=100_000, batch=16, patch=64, rate=7e-4, start="denoise-quality", square=0.0, options={"from": "for_restore", "drawn": 60}, gpu=CLEAN),
     "deblur": Recipe("Cleaning", dict(width=64, blocks=14), steps=100_000, batch=16, patch=64, rate=7e-4, square=0.0, options={"from": "for_deblur", "drawn": 60}, gpu=CLEAN),
-    "people": Recipe("Masking", {}, steps=16_000, batch=8, patch=256, rate=1e-3, options=dict(coarse=160), gpu=dict(batch=32, patch=320, amp=True, options={})),
+    "people": Recipe("Masking", {}, steps=16_000, batch=8, patch=256, rate=1e-3, sees=288, options=dict(coarse=160), gpu=dict(batch=32, patch=320, sees=320, amp=True, options={})),
 }

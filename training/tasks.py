@@ -146,4 +146,4 @@ class Masking:
 
     def validate(self, net):
         """Mean IoU, in per cent, over the pictures set aside, as they are."""
-        return 100 * float(np.mean([people.iou(net, picture, mask, self.recipe.patch) for picture, mask in self.scenes.held]))
+        return 100 * float(np.mean([people.iou(net, picture, mask, self.recipe.side) for picture, mask in self.scenes.held]))

@@ -47,7 +47,7 @@ func (o Options) matteOf(ctx context.Context, source *raster) (*matte, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &matte{pictureWidth: source.width, pictureHeight: source.height, subject: *chosen(seen, cut, shipped)}
+	m := &matte{pictureWidth: source.width, pictureHeight: source.height, subject: *chosen(seen, cut, shipped, faces)}
 	return m, m.refine(ctx, medium)
 }
 
@@ -119,15 +119,35 @@ func classicalSubject(ctx context.Context, source *raster, medium *patch, faces 
 	return s, nil
 }
 
-// chosen is the one of two finds to go by: what a model sees, unless that is nothing, or ours sees people in what is a thing before a plain background.
-func chosen(seen, cut *subject, shipped bool) *subject {
+// chosen is the one of two finds to go by: what a model sees, unless that is nothing, or ours sees people in what is a thing before a plain background,
+// or ours leaves out a face that was found.
+func chosen(seen, cut *subject, shipped bool, faces []face) *subject {
 	if seen == nil {
 		return cut
 	}
 	if agreement := agreed(seen, cut); shipped && cut.plain && agreement < 0.5 {
 		return cut
 	}
+	if shipped && slices.ContainsFunc(faces, seen.misses) {
+		return cut
+	}
 	return seen
+}
+
+// misses says that a good part of a head, from the hair to the chin, was taken for background, whose face was surely found.
+func (s *subject) misses(f face) bool {
+	const sure, least = 60, 0.8
+	if f.quality < sure {
+		return false
+	}
+	sum, count := 0.0, 0.0
+	for y := max(0, int(f.y-0.8*f.size)); y < min(s.height, int(f.y+0.5*f.size)); y++ {
+		for x := max(0, int(f.x-0.4*f.size)); x < min(s.width, int(f.x+0.4*f.size)); x++ {
+			sum += float64(s.inside[y*s.width+x])
+			count++
+		}
+	}
+	return count > 0 && sum < least*count
 }
 
 // agreed is the intersection of two finds over their union. The more of it there is, the surer is the first.

@@ -179,18 +179,32 @@ func TestChosen(t *testing.T) {
 	}
 	cut := mask(1, 1, 1, 0)
 	cut.plain = true
-	if got := chosen(nil, cut, true); got != cut {
+	if got := chosen(nil, cut, true, nil); got != cut {
 		t.Error("nothing was seen, and was taken")
 	}
-	face := mask(0, 1, 0, 0)
-	if got := chosen(face, cut, true); got != cut {
+	printed := mask(0, 1, 0, 0)
+	if got := chosen(printed, cut, true, nil); got != cut {
 		t.Error("a face printed on a thing before a plain background is taken for the subject")
 	}
-	if got := chosen(face, cut, false); got != face {
+	if got := chosen(printed, cut, false, nil); got != printed {
 		t.Error("an operator's model is not believed")
 	}
 	same := mask(1, 1, 1, 0)
-	if got := chosen(same, cut, true); got != same || got.confidence != 0.75 {
+	if got := chosen(same, cut, true, nil); got != same || got.confidence != 0.75 {
 		t.Errorf("agreement: %+v", got)
+	}
+	const side = 20
+	body := &subject{width: side, height: side, inside: make([]float32, side*side)}
+	for i := side * side / 2; i < len(body.inside); i++ {
+		body.inside[i] = 1
+	}
+	whole := &subject{width: side, height: side, inside: make([]float32, side*side)}
+	for _, c := range []struct {
+		y, quality float64
+		want       *subject
+	}{{10, 100, whole}, {10, 30, body}, {16, 100, body}, {-40, 100, body}} {
+		if got := chosen(body, whole, true, []face{{x: 10, y: c.y, size: 6, quality: c.quality}}); got != c.want {
+			t.Errorf("a face of quality %.0f at %.0f: another was chosen", c.quality, c.y)
+		}
 	}
 }
