@@ -66,8 +66,8 @@ func (e *editor) hdrRecipe(c HDRConfig, media *ffmpeg.Media, plan engine.Plan) r
 
 // hdrMemory is memory, and the frames of 48 bits a pixel between the filters.
 func (e *editor) hdrMemory(task engine.Task) int64 {
-	const deepFrames = 12
-	return e.memory(task) + 6*deepFrames*task.Plan.Pixels()
+	const deepFrames, table = 12, 64 << 20 // the table as text and as numbers, in two processes
+	return table + e.memory(task) + 6*deepFrames*task.Plan.Pixels()
 }
 
 // measureSDR is measure, and refuses what is HDR already: twice expanded it would only be wrong.

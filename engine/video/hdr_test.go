@@ -413,6 +413,15 @@ func BenchmarkTable(b *testing.B) {
 	}
 }
 
+func TestAppendSignal(t *testing.T) {
+	t.Parallel()
+	for v, want := range map[float64]string{0: "0.000000", 1: "1.000000", 0.5: "0.500000", 0.1234567: "0.123457", 0.9999996: "1.000000", 0.000012: "0.000012"} {
+		if got := string(appendSignal(nil, v)); got != want {
+			t.Errorf("%v is written %q, want %q", v, got, want)
+		}
+	}
+}
+
 // The tables used last are kept, few of them, each its own.
 func TestTables(t *testing.T) {
 	t.Parallel()

@@ -1,10 +1,10 @@
 package video
 
 import (
+	"bytes"
 	"fmt"
 	"math"
 	"slices"
-	"strconv"
 	"sync"
 
 	"enlarger/engine/ffmpeg"
@@ -270,25 +270,37 @@ func pqOf(light rgb) rgb { return rgb{pq(light[0]), pq(light[1]), pq(light[2])} 
 // ten-bit codes of the formula for method C and within 2.6 for method A.
 const lutSide = 65
 
-// table is the table in the .cube format, red running fastest: 7 MB of text.
+// table is the table in the .cube format, red running fastest: 7 MB of text. Its layers are made beside each other.
 func (x expansion) table() []byte {
-	text := fmt.Appendf(make([]byte, 0, 8<<20), "LUT_3D_SIZE %d\n", lutSide)
 	var at [lutSide]float64
 	for i := range at {
 		at[i] = sdrLight(x.transfer, float64(i)/(lutSide-1))
 	}
+	var layers [lutSide][]byte
+	var made sync.WaitGroup
 	for blue := range lutSide {
-		for green := range lutSide {
-			for red := range lutSide {
-				for i, v := range pqOf(x.expand(rgb{at[red], at[green], at[blue]})) {
-					if i > 0 {
-						text = append(text, ' ')
+		made.Go(func() {
+			text := make([]byte, 0, lutSide*lutSide*len("0.000000 0.000000 0.000000\n"))
+			for green := range lutSide {
+				for red := range lutSide {
+					for i, v := range pqOf(x.expand(rgb{at[red], at[green], at[blue]})) {
+						text = append(appendSignal(text, v), " \n"[i/2])
 					}
-					text = strconv.AppendFloat(text, v, 'f', 6, 64)
 				}
-				text = append(text, '\n')
 			}
-		}
+			layers[blue] = text
+		})
+	}
+	made.Wait()
+	return append(fmt.Appendf(nil, "LUT_3D_SIZE %d\n", lutSide), bytes.Join(layers[:], nil)...)
+}
+
+// appendSignal writes a signal from 0 to 1 with six decimals.
+func appendSignal(text []byte, v float64) []byte {
+	n := int(math.Round(v * 1e6))
+	text = append(text, byte('0'+n/1e6), '.')
+	for digit := 100_000; digit > 0; digit /= 10 {
+		text = append(text, byte('0'+n/digit%10))
 	}
 	return text
 }
