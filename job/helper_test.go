@@ -5,6 +5,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -120,4 +121,25 @@ func (w *world) clean() {
 	if len(broken) > 0 {
 		w.Fatalf("audit: %+v", broken)
 	}
+}
+
+// cellsOf reads a table of lines and columns by their heads.
+func cellsOf(table string) map[string]map[string]string {
+	rows := map[string]map[string]string{}
+	var head []string
+	for line := range strings.SplitSeq(strings.TrimSpace(table), "\n") {
+		cells := strings.Split(line, "|")
+		for i := range cells {
+			cells[i] = strings.TrimSpace(cells[i])
+		}
+		if head == nil {
+			head = cells
+			continue
+		}
+		rows[cells[0]] = map[string]string{}
+		for i, cell := range cells[1:] {
+			rows[cells[0]][head[i+1]] = cell
+		}
+	}
+	return rows
 }

@@ -76,23 +76,7 @@ func segmentMachine() map[string]map[string]string {
 	failed gone       | none      | none       | stale   | stale | stale   | stale
 	canceled gone     | none      | none       | stale   | stale | stale   | stale
 	deleted gone      | none      | none       | stale   | stale | stale   | stale`
-	rows := map[string]map[string]string{}
-	var head []string
-	for line := range strings.SplitSeq(strings.TrimSpace(table), "\n") {
-		cells := strings.Split(line, "|")
-		for i := range cells {
-			cells[i] = strings.TrimSpace(cells[i])
-		}
-		if head == nil {
-			head = cells
-			continue
-		}
-		rows[cells[0]] = map[string]string{}
-		for i, cell := range cells[1:] {
-			rows[cells[0]][head[i+1]] = cell
-		}
-	}
-	return rows
+	return cellsOf(table)
 }
 
 func TestSegmentStates(t *testing.T) {

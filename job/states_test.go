@@ -43,23 +43,7 @@ func machine() map[string]map[string]string {
 	deleted             | stale          | stale           | stale            | stale           | stale               | stale           | stale       | stale           | stale       | stale       | stale           | stale       | not found         | =
 	deleted+confirmed   | stale          | stale           | stale            | stale           | =                   | stale           | stale       | stale           | stale       | stale       | stale           | stale       | not found         | =
 	deleted+released    | stale          | stale           | stale            | stale           | stale               | stale           | stale       | stale           | stale       | stale       | stale           | stale       | not found         | =`
-	rows := map[string]map[string]string{}
-	var head []string
-	for line := range strings.SplitSeq(strings.TrimSpace(table), "\n") {
-		cells := strings.Split(line, "|")
-		for i := range cells {
-			cells[i] = strings.TrimSpace(cells[i])
-		}
-		if head == nil {
-			head = cells
-			continue
-		}
-		rows[cells[0]] = map[string]string{}
-		for i, cell := range cells[1:] {
-			rows[cells[0]][head[i+1]] = cell
-		}
-	}
-	return rows
+	return cellsOf(table)
 }
 
 // fenced are the operations that carry a fence; with a wrong one every one of them is stale in every state.

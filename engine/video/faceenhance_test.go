@@ -2,7 +2,6 @@ package video
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	stdimage "image"
@@ -28,21 +27,7 @@ const portrait = "../../fixtures/media/astronaut.png"
 // faceRun runs video_face_enhance over a file, as a worker does.
 func faceRun(ctx context.Context, t testing.TB, path, config string) (result, error) {
 	t.Helper()
-	slots <- struct{}{}
-	defer func() { <-slots }()
-	var r result
-	order, err := newKit(t).catalog.Order("video_face_enhance", json.RawMessage(config), "")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if r.source, err = order.Measure(ctx, path); err != nil {
-		return r, err
-	}
-	if r.plan, err = order.Plan(r.source); err != nil {
-		return r, err
-	}
-	r.out, err = order.Process(ctx, r.task(t, path))
-	return r, err
+	return newKit(t).run(ctx, t, "video_face_enhance", path, config)
 }
 
 // facts are the counts of a result.

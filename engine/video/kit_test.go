@@ -2,6 +2,7 @@ package video
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"math"
@@ -83,20 +84,26 @@ type result struct {
 // job runs video_upscale over a file, as a worker does.
 func (k *kit) job(t testing.TB, path, config string) (result, error) {
 	t.Helper()
+	return k.run(t.Context(), t, "video_upscale", path, config)
+}
+
+// run runs a tool over a file, as a worker does.
+func (k *kit) run(ctx context.Context, t testing.TB, tool, path, config string) (result, error) {
+	t.Helper()
 	slots <- struct{}{}
 	defer func() { <-slots }()
 	var r result
-	order, err := k.catalog.Order("video_upscale", json.RawMessage(config), "")
+	order, err := k.catalog.Order(tool, json.RawMessage(config), "")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if r.source, err = order.Measure(t.Context(), path); err != nil {
+	if r.source, err = order.Measure(ctx, path); err != nil {
 		return r, err
 	}
 	if r.plan, err = order.Plan(r.source); err != nil {
 		return r, err
 	}
-	r.out, err = order.Process(t.Context(), r.task(t, path))
+	r.out, err = order.Process(ctx, r.task(t, path))
 	return r, err
 }
 
