@@ -350,8 +350,9 @@ func TestInTxRetriesDeadlock(t *testing.T) {
 		})
 	}
 	both.Wait()
-	if n := count(t, d, "SELECT SUM(n) FROM pair"); n != 4 || tries[0]+tries[1] != 3 {
-		t.Errorf("sum %d after %v tries, want 4 after 3", n, tries)
+	// One more try at least; a busy machine may let the one that tries again in before the other wakes up, and lock both out anew.
+	if n := count(t, d, "SELECT SUM(n) FROM pair"); n != 4 || tries[0]+tries[1] < 3 {
+		t.Errorf("sum %d after %v tries, want 4 after 3 or more", n, tries)
 	}
 }
 
