@@ -20,8 +20,7 @@ from training import export, images, pictures, recipes
 LANES = [
     [("sr-x2-fast", 0.55), ("sr-x4-fast", 0.40)],
     [("sr-x2-quality", 0.34), ("sr-x4-quality", 0.27), ("sr-x2-photo", 0.17), ("sr-x4-photo", 0.17)],
-    [("denoise-quality", 0.50), ("restore", 0.45)],
-    [("deblur", 0.45), ("denoise", 0.50)],
+    [("denoise", 0.40), ("restore", 0.30), ("deblur", 0.25)],
     [("people", 0.95)],
     [("sr-x2-large", 0.95)],
 ]
