@@ -27,11 +27,13 @@ const qualityCommand = "quality"
 // qualityOptions are its flags.
 type qualityOptions struct {
 	data, sheets string
+	models       string
 	tools        []string
 	quick        bool
 	peers        bool
 	neural       bool
 	every        int
+	zoom, crops  int
 }
 
 // trial is one line of a table: a set, what is done to its pictures, and who is to mend it.
@@ -70,7 +72,10 @@ func parseQuality(args []string, stderr io.Writer) (*qualityOptions, error) {
 	flags.BoolVar(&o.quick, "quick", false, "two pictures of each set and no slow peers")
 	flags.BoolVar(&o.peers, "peers", true, "measure the peers too")
 	flags.BoolVar(&o.neural, "neural", true, "use models where ONNX Runtime is installed and there are some")
+	flags.StringVar(&o.models, "models", "", "a folder of models that go before enlarger's own, as ENLARGER_MODELS names one")
 	flags.IntVar(&o.every, "every", 1, "take only every n-th picture of a set, 1-100")
+	flags.IntVar(&o.zoom, "zoom", 3, "how often a pixel is repeated each way on a sheet, 1-8")
+	flags.IntVar(&o.crops, "crops", 3, "how many pictures of a set are on a sheet, 1-100")
 	if err := flags.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
 			return nil, err
@@ -78,8 +83,8 @@ func parseQuality(args []string, stderr io.Writer) (*qualityOptions, error) {
 		return nil, fmt.Errorf("%w: %w", errUsage, err)
 	}
 	o.tools = strings.Split(*tools, ",")
-	if o.data == "" || o.every < 1 || o.every > 100 || flags.NArg() > 0 {
-		return nil, fmt.Errorf("%w: quality needs -data, and -every must be 1 to 100", errUsage)
+	if o.data == "" || o.every < 1 || o.every > 100 || o.zoom < 1 || o.zoom > 8 || o.crops < 1 || o.crops > 100 || flags.NArg() > 0 {
+		return nil, fmt.Errorf("%w: quality needs -data, -every and -crops must be 1 to 100, -zoom 1 to 8", errUsage)
 	}
 	return o, nil
 }
@@ -93,12 +98,14 @@ func trials() []trial {
 				{2: "FSRCNN 37.0, SESR-M5 37.39", 4: "FSRCNN 30.7, SESR-M5 30.99"},
 				{2: "FSRCNN 32.6, SESR-M5 32.84", 4: "FSRCNN 27.6, SESR-M5 27.81"},
 			}[i][scale]
-			all = append(all, trial{
-				tool: "upscale", config: fmt.Sprintf(`{"scale":%d}`, scale), set: fmt.Sprintf("%s/x%d", set, scale), suffix: fmt.Sprintf("SRF_%d_HR.png", scale),
-				damage: fmt.Sprintf("made %dx smaller", scale), spoil: smaller, luma: true, border: scale, published: published,
-				peers: []rival{{"bicubic", enlargeBy(scale, catmullRom, 2)}, {"Lanczos-3", enlargeBy(scale, lanczos, 3)}},
-			})
+			all = append(all, enlarging(set, scale, "", smaller, published))
 		}
+		// What sources are in real life: with noise, and mostly JPEG.
+		all = append(all,
+			enlarging("Set14", scale, ", JPEG 90", smallerAnd(compressed(90)), ""),
+			enlarging("Set14", scale, ", JPEG 70", smallerAnd(compressed(70)), ""),
+			enlarging("Set14", scale, ", JPEG 40", smallerAnd(compressed(40)), ""),
+			enlarging("Set14", scale, ", noise 6", smallerAnd(noisy(6)), ""))
 	}
 	for _, noise := range []struct {
 		deviation float64
@@ -124,6 +131,26 @@ func trials() []trial {
 		})
 	}
 	return all
+}
+
+// enlarging is a trial of a set whose pictures were made smaller.
+func enlarging(set string, scale int, further string, spoil func(string, *picture, int) ([]byte, error), published string) trial {
+	return trial{
+		tool: "upscale", config: fmt.Sprintf(`{"scale":%d}`, scale), set: fmt.Sprintf("%s/x%d", set, scale), suffix: fmt.Sprintf("SRF_%d_HR.png", scale),
+		damage: fmt.Sprintf("made %dx smaller%s", scale, further), spoil: spoil, luma: true, border: scale, published: published,
+		peers: []rival{{"bicubic", enlargeBy(scale, catmullRom, 2)}, {"Lanczos-3", enlargeBy(scale, lanczos, 3)}},
+	}
+}
+
+// smallerAnd spoils the smaller picture further.
+func smallerAnd(spoil func(string, *picture, int) ([]byte, error)) func(string, *picture, int) ([]byte, error) {
+	return func(path string, _ *picture, number int) ([]byte, error) {
+		p, err := readPicture(strings.Replace(path, "_HR.", "_LR.", 1))
+		if err != nil {
+			return nil, err
+		}
+		return spoil(path, p, number)
+	}
 }
 
 func smaller(path string, _ *picture, _ int) ([]byte, error) {
@@ -173,7 +200,7 @@ func quality(ctx context.Context, args []string, stdout, stderr io.Writer) error
 	var runtime *neural.Runtime
 	if o.neural {
 		if library, err := neural.FindLibrary(""); err == nil {
-			if runtime, err = neural.Open(ctx, neural.Config{Library: library}); err != nil {
+			if runtime, err = neural.Open(ctx, neural.Config{Library: library, Models: o.models}); err != nil {
 				return err
 			}
 			defer runtime.Close()
@@ -218,7 +245,7 @@ func (m *measuring) tool(ctx context.Context, tool string, stdout io.Writer) err
 	if m.sheets == "" {
 		return nil
 	}
-	return sheet.write(filepath.Join(m.sheets, tool+".png"))
+	return sheet.write(filepath.Join(m.sheets, tool+".png"), m.zoom)
 }
 
 // result is a line of a table.
@@ -297,7 +324,7 @@ func (m *measuring) trial(ctx context.Context, t trial) (*result, []strip, error
 			r.scores[k].psnr += s.psnr / float64(len(paths))
 			r.scores[k].ssim += s.ssim / float64(len(paths))
 		}
-		if i%max(1, len(paths)/3) == 0 && len(strips) < 3 {
+		if i%max(1, len(paths)/m.crops) == 0 && len(strips) < m.crops {
 			strips = append(strips, newStrip(t, original, outcomes, r.names))
 		}
 		fmt.Fprintf(m.log, "%6.1fs  %s %s %s: %.2f dB\n", time.Since(m.started).Seconds(), t.tool, t.damage, filepath.Base(path), t.measure(original, ours).psnr)

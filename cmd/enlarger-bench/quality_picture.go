@@ -144,10 +144,8 @@ type strip struct {
 // sheet is a contact sheet.
 type sheet []strip
 
-// pieceSide is the side of a piece in pixels, pieceZoom how many times larger it is shown.
-const (
-	pieceSide, pieceZoom = 88, 3
-)
+// pieceSide is the side of a piece in pixels.
+const pieceSide = 88
 
 // newStrip cuts the piece with the most detail around the middle.
 func newStrip(t trial, original *picture, outcomes []*picture, peers []string) strip {
@@ -174,9 +172,9 @@ func newStrip(t trial, original *picture, outcomes []*picture, peers []string) s
 	return s
 }
 
-func (s sheet) write(path string) error {
+func (s sheet) write(path string, zoom int) error {
 	const gap, label = 4, 16
-	cell := pieceSide*pieceZoom + gap
+	cell := pieceSide*zoom + gap
 	columns := 0
 	for _, row := range s {
 		columns = max(columns, len(row.pieces))
@@ -188,7 +186,7 @@ func (s sheet) write(path string) error {
 			x0, y0 := i*cell, j*(cell+label)
 			pen := font.Drawer{Dst: canvas, Src: image.NewUniform(color.Black), Face: basicfont.Face7x13, Dot: fixed.P(x0+2, y0+12)}
 			pen.DrawString(row.names[i])
-			large := nearest(piece, pieceZoom).image()
+			large := nearest(piece, zoom).image()
 			draw.Draw(canvas, large.Bounds().Add(image.Pt(x0, y0+label)), large, image.Point{}, draw.Src)
 		}
 	}
