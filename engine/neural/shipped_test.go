@@ -29,14 +29,20 @@ func (s *sample) picture(planes int) Patch {
 	return p
 }
 
-// TestShipped runs each of our models and finds what PyTorch found, to 1e-4.
-func TestShipped(t *testing.T) {
+// ours are the models that enlarger ships.
+func ours(t *testing.T) []*Model {
+	t.Helper()
 	r, err := Open(t.Context(), Config{Library: library(t), Threads: 1})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(r.Close)
-	for _, m := range r.Models() {
+	return r.Models()
+}
+
+// TestShipped runs each of our models and finds what PyTorch found, to 1e-4.
+func TestShipped(t *testing.T) {
+	for _, m := range ours(t) {
 		text, err := shipped.ReadFile("models/" + m.Name() + ".sample")
 		if err != nil {
 			t.Errorf("%s: %v; training/export.py writes it", m.Name(), err)
@@ -82,4 +88,64 @@ func (s *sample) furthest(t *testing.T, m *Model, out Patch, plane int, want []f
 		t.Errorf("%s.sample: %d values, want %d", m.Name(), len(want), i)
 	}
 	return worst
+}
+
+// TestShippedWithoutSeams compares each net that works in tiles with itself in one piece.
+func TestShippedWithoutSeams(t *testing.T) {
+	for _, m := range ours(t) {
+		if m.manifest.Whole != nil {
+			continue
+		}
+		const width, height = 400, 300
+		picture := Patch{Width: width, Height: height}
+		for c := range m.Planes() {
+			picture.Planes = append(picture.Planes, waves(width, height, float64(c)))
+		}
+		tiled, err := m.Run(t.Context(), picture, How{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		whole, err := m.Run(t.Context(), picture, How{Tile: 1024})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for c, plane := range tiled.Planes {
+			if d := difference(t, plane, whole.Planes[c]); d > 0.5 {
+				t.Errorf("%s: plane %d differs by up to %.3f codes in tiles", m.Name(), c, d)
+			}
+		}
+	}
+}
+
+// TestShippedKeepsFlatColours gives each net that makes pictures flat ones, in which there is nothing to add or to remove.
+func TestShippedKeepsFlatColours(t *testing.T) {
+	for _, m := range ours(t) {
+		if m.manifest.Whole != nil {
+			continue
+		}
+		const side = 64
+		for _, colour := range [][3]float32{{0, 0, 0}, {1, 1, 1}, {0.5, 0.5, 0.5}, {0.9, 0.2, 0.1}, {0.1, 0.3, 0.8}, {0.2, 0.7, 0.3}} {
+			picture := Patch{Width: side, Height: side}
+			for c := range m.Planes() {
+				plane := make([]float32, side*side)
+				for i := range plane {
+					plane[i] = colour[c]
+				}
+				picture.Planes = append(picture.Planes, plane)
+			}
+			out, err := m.Run(t.Context(), picture, How{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			for c, plane := range out.Planes {
+				for _, v := range plane {
+					// What is beyond black and white is cut off afterwards.
+					if d := 255 * math.Abs(float64(min(max(v, 0), 1)-colour[c])); d > 1.5 {
+						t.Errorf("%s: %v becomes %v in plane %d, %.2f codes off", m.Name(), colour, v, c, d)
+						break
+					}
+				}
+			}
+		}
+	}
 }
