@@ -1,6 +1,7 @@
 """python3 -m training.evaluate NAME: scores of a run's best weights on the benchmark sets, beside bicubic or the input.
 
-Super-resolution: PSNR and SSIM of MATLAB's Y, the border cropped by the scale, on the LR files that come with the sets.
+Super-resolution: PSNR and SSIM of MATLAB's Y, the border cropped by the scale, on the LR files that come with the sets, and on CBSD68,
+which is 68 of the 100 photos that papers call BSD100.
 `resize` checks our resize against those files; `curve NAME` scores every snapshot of a run, which chooses nothing.
 """
 
@@ -16,6 +17,12 @@ from training import degrade, images, people, recipes, tasks
 
 
 def sr_pairs(folder, name, scale):
+    """(high resolution, low): the set's own files, or, where it has none for this, made smaller as they were."""
+    if name == "CBSD68":
+        for path in images.paths(folder, "bench/CBSD68"):
+            high = images.crop_to_multiple(images.read_rgb(path), scale)
+            yield high, images.to_uint8(images.resize(high, high.shape[0] // scale, high.shape[1] // scale))
+        return
     for high in sorted(glob.glob(os.path.join(folder, "bench", name, f"x{scale}", "*HR.png"))):
         yield images.read_rgb(high), images.read_rgb(high.replace("HR.png", "LR.png"))
 
@@ -24,7 +31,7 @@ def on_luma(net, low):
     return np.clip(tasks.through(net, tasks.tensor(images.luma(low)) / 255)[0], 0, 255)
 
 
-def enlarging(net, scale, folder, sets=("Set5", "Set14")):
+def enlarging(net, scale, folder, sets=("Set5", "Set14", "CBSD68")):
     """[(set, bicubic's PSNR, SSIM, the net's PSNR, SSIM)]."""
     rows = []
     for name in sets:
