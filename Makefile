@@ -117,6 +117,11 @@ bench-video: ## speed of the video tools beside the same ffmpeg commands without
 	@go build -trimpath -o bin/enlarger-bench ./cmd/enlarger-bench
 	@bin/enlarger-bench video $(VIDEO)
 
+.PHONY: bench-models
+bench-models: ## what our own nets cost: milliseconds, GFLOP/s beside the most that ONNX Runtime reaches here, memory by size of tile
+	@scripts/deps.sh run
+	go test -run '^$$' -bench 'Shipped|Tile|Reach' ./engine/neural
+
 .PHONY: fixtures
 fixtures: ## make the recorded jobs' media anew (fixtures/media)
 	@scripts/deps.sh run
