@@ -413,6 +413,19 @@ func BenchmarkTable(b *testing.B) {
 	}
 }
 
+func TestQuickPQ(t *testing.T) {
+	t.Parallel()
+	quick := quickPQ()
+	for light := 4096.0; light > 1e-18; light *= 0.9993 {
+		if got, want := quick(light), pq(light); math.Abs(got-want) > 1e-6 {
+			t.Fatalf("%v cd/m2 are %v, want %v", light, got, want)
+		}
+	}
+	if got := quick(0); math.Abs(got-pq(0)) > 1e-6 {
+		t.Errorf("black is %v", got)
+	}
+}
+
 func TestAppendSignal(t *testing.T) {
 	t.Parallel()
 	for v, want := range map[float64]string{0: "0.000000", 1: "1.000000", 0.5: "0.500000", 0.1234567: "0.123457", 0.9999996: "1.000000", 0.000012: "0.000012"} {
