@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -49,6 +50,14 @@ func (r *Runner) Probe(ctx context.Context, path string) (*Media, error) {
 	if !info.Mode().IsRegular() {
 		return nil, fmt.Errorf("probe: %w: not a regular file", ErrUnreadable)
 	}
+	// The packets are counted while the header is read: most of the time of either goes into the start of ffprobe.
+	ctx, stop := context.WithCancel(ctx)
+	var tracks map[int]*timeline
+	var counted error
+	var counting sync.WaitGroup
+	counting.Go(func() { tracks, counted = r.countPackets(ctx, path, info.Size(), "v", false) })
+	defer counting.Wait()
+	defer stop()
 	text, err := r.describe(ctx, path, "-show_format", "-show_streams", "-show_data_hash", "sha256", "-show_chapters", "-read_intervals", firstPackets, "-show_entries", frameEntries)
 	if err != nil {
 		return nil, err
@@ -62,9 +71,9 @@ func (r *Runner) Probe(ctx context.Context, path string) (*Media, error) {
 	if len(h.videos) == 0 {
 		return media, nil
 	}
-	tracks, err := r.countPackets(ctx, path, info.Size(), "v", false)
-	if err != nil {
-		return nil, err
+	counting.Wait()
+	if counted != nil {
+		return nil, counted
 	}
 	v := h.choose(tracks)
 	if v == nil {
