@@ -229,7 +229,11 @@ func (l *look) run(ctx context.Context, runner *ffmpeg.Runner, p engine.Plan, c 
 	meter := newLightMeter(p.Width, p.Height)
 	var measured error
 	var reading sync.WaitGroup
-	reading.Go(func() { measured = meter.read(read) })
+	reading.Go(func() {
+		// As ffmpeg's own threads, which it would otherwise cut off at every piece of a frame to look at it.
+		engine.LowPriority()
+		measured = meter.read(read)
+	})
 	c.Stdout = write
 	err = runner.Run(ctx, c)
 	_ = write.Close() // ours of the two that ffmpeg had
