@@ -39,8 +39,12 @@ type videoOptions struct {
 	sizes   []string
 	seconds int
 	rounds  int
+	tools   []string
 	photo   string
 }
+
+// benched are the tools that video measures.
+var benched = []string{"video_upscale", "video_hdr"}
 
 func parseVideo(args []string, stderr io.Writer) (*videoOptions, error) {
 	o := &videoOptions{}
@@ -49,6 +53,7 @@ func parseVideo(args []string, stderr io.Writer) (*videoOptions, error) {
 	sizes := flags.String("sizes", "640x360,1280x720", "sizes of the source")
 	flags.IntVar(&o.seconds, "seconds", 4, "length of the source, 25 frames a second, 1-600")
 	flags.IntVar(&o.rounds, "rounds", 3, "runs of each command, in turn; the fastest counts, 1-20")
+	tools := flags.String("tools", strings.Join(benched, ","), "tools to measure")
 	flags.StringVar(&o.photo, "photo", "fixtures/media/astronaut.png", "the photo that the source wanders over")
 	if err := flags.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
@@ -61,6 +66,12 @@ func parseVideo(args []string, stderr io.Writer) (*videoOptions, error) {
 		var width, height int
 		if n, err := fmt.Sscanf(size, "%dx%d", &width, &height); n != 2 || err != nil || min(width, height) < 64 || max(width, height) > 2048 {
 			return nil, fmt.Errorf("%w: -sizes: %q is no size of 64 to 2048", errUsage, size)
+		}
+	}
+	o.tools = strings.Split(*tools, ",")
+	for _, tool := range o.tools {
+		if !slices.Contains(benched, tool) {
+			return nil, fmt.Errorf("%w: -tools: %q is none of %s", errUsage, tool, strings.Join(benched, ", "))
 		}
 	}
 	if o.seconds < 1 || o.seconds > 600 || o.rounds < 1 || o.rounds > 20 || flags.NArg() > 0 {
@@ -112,32 +123,34 @@ func video(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		if err := b.source(ctx, size); err != nil {
 			return err
 		}
-		up, err := b.upscale(ctx, size)
-		if err != nil {
-			return err
+		for _, tool := range o.tools {
+			switch tool {
+			case "video_upscale":
+				up, err := b.upscale(ctx, size)
+				if err != nil {
+					return err
+				}
+				pipeline, memory = append(pipeline, up.row), append(memory, up.memory...)
+			case "video_hdr":
+				wide, err := b.hdr(ctx, size)
+				if err != nil {
+					return err
+				}
+				hdr, memory = append(hdr, wide.row), append(memory, wide.memory...)
+			}
 		}
-		pipeline, memory = append(pipeline, up.row), append(memory, up.memory...)
-		if !offered("video_hdr") {
-			continue
-		}
-		wide, err := b.hdr(ctx, size)
-		if err != nil {
-			return err
-		}
-		hdr, memory = append(hdr, wide.row), append(memory, wide.memory...)
 	}
-	fmt.Fprintf(stdout, "Frames a second; in brackets processor time a frame, all processes together. The bound is the models and then the encoder, each alone with all %d processors: "+
-		"what is left when everything else costs nothing and the two never wait for each other.\n\n%s\n", runtime.NumCPU(), table(pipeline))
+	fmt.Fprint(stdout, "Frames a second; in brackets processor time a frame, all processes together.\n\n")
+	if len(pipeline) > 1 {
+		fmt.Fprintf(stdout, "The bound is the models and then the encoder, each alone with all %d processors: what is left when everything else costs nothing and the two never wait for each other.\n\n%s\n",
+			runtime.NumCPU(), table(pipeline))
+	}
 	if len(hdr) > 1 {
 		fmt.Fprintf(stdout, "%s\n", table(hdr))
 	}
 	fmt.Fprintf(stdout, "The memory of our process and all ffmpeg processes of the job, resident sets added up every 20 ms, and what the worker admits the job by.\n\n%s\n", table(memory))
 	fmt.Fprintf(stdout, "Load average at the end: %s.\n", loadAverage())
 	return nil
-}
-
-func offered(tool string) bool {
-	return slices.ContainsFunc(videotools.Tools(nil, videotools.Options{}), func(t engine.Tool) bool { return t.Name == tool })
 }
 
 type videoBench struct {

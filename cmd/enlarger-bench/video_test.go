@@ -16,7 +16,7 @@ func TestParseVideo(t *testing.T) {
 	if err != nil || !slices.Equal(o.sizes, []string{"320x180"}) || o.seconds != 2 || o.rounds != 3 {
 		t.Errorf("%+v, %v", o, err)
 	}
-	for _, args := range [][]string{{"-sizes", "320"}, {"-sizes", "32x32"}, {"-sizes", ""}, {"-seconds", "0"}, {"-rounds", "21"}, {"more"}, {"-unknown"}} {
+	for _, args := range [][]string{{"-sizes", "320"}, {"-sizes", "32x32"}, {"-sizes", ""}, {"-seconds", "0"}, {"-rounds", "21"}, {"-tools", "video"}, {"more"}, {"-unknown"}} {
 		if _, err := parseVideo(args, io.Discard); !errors.Is(err, errUsage) {
 			t.Errorf("%q: %v", args, err)
 		}
