@@ -1,6 +1,7 @@
-"""Reads the ONNX files we write and runs them in numpy: a second opinion on an export, without any package.
+"""Reads, writes and runs ONNX files in numpy: a second opinion on an export, and the nets of whole numbers, without any package.
 
-Only what our nets use is known: Conv (stride, padding, dilation), Relu, Add, Concat, DepthToSpace (CRD), Resize by two.
+Only what our nets use is known: Conv (stride, padding, dilation), Relu, Add, Concat, DepthToSpace (CRD), Resize by two, and
+QuantizeLinear, QLinearConv and DequantizeLinear (unsigned activations whose zero is 0, signed weights).
 An ONNX file is a protocol buffer; the numbers of fields are those of onnx.proto.
 """
 
@@ -51,10 +52,13 @@ def _ints(values):
     return [v - (1 << 64) if v >> 63 else v for v in out]
 
 
+_KINDS = {1: np.float32, 2: np.uint8, 3: np.int8, 6: np.int32, 7: np.int64}  # of TensorProto
+
+
 def _tensor(data):
     fields = _fields(data)
     shape = _ints(fields.get(1, []))
-    kind = {1: np.float32, 7: np.int64}[fields[2][0]]
+    kind = _KINDS[fields[2][0]]
     if 9 in fields:
         return np.frombuffer(fields[9][0], kind).reshape(shape)
     values = struct.unpack(f"<{len(fields[4][0]) // 4}f", fields[4][0]) if 4 in fields else _ints(fields.get(7, []))
@@ -86,6 +90,56 @@ def read(path):
         nodes.append((fields[4][0].decode(), names[0], names[1], dict(_attribute(a) for a in fields.get(5, []))))
     constants = {_fields(t)[8][0].decode(): _tensor(t) for t in graph.get(5, [])}
     return nodes, constants
+
+
+def _number(value):
+    """A varint; a negative number has ten bytes, as in every protocol buffer."""
+    value, out = value & (1 << 64) - 1, b""
+    while value > 127:
+        value, out = value >> 7, out + bytes([value & 127 | 128])
+    return out + bytes([value])
+
+
+def _message(*parts):
+    """Of (number of the field, value): whole numbers, texts, bytes of what is nested."""
+    out = b""
+    for field, value in parts:
+        if isinstance(value, int):
+            out += _number(field << 3) + _number(value)
+        else:
+            value = value.encode() if isinstance(value, str) else value
+            out += _number(field << 3 | 2) + _number(len(value)) + value
+    return out
+
+
+def _attribute_of(name, value):
+    if isinstance(value, str):
+        return _message((1, name), (4, value), (20, 3))
+    if isinstance(value, int):
+        return _message((1, name), (3, value), (20, 2))
+    return _message((1, name), *[(8, int(v)) for v in value], (20, 7))
+
+
+def _tensor_of(name, value):
+    value = np.asarray(value)
+    kind = next(k for k, of in _KINDS.items() if of == value.dtype)
+    return _message(*[(1, n) for n in value.shape], (2, kind), (8, name), (9, value.tobytes()))
+
+
+def _picture(name, channels, suffix):
+    """float32 of one picture with free sides."""
+    sides = [_message((1, 1)), _message((1, channels)), _message((2, "height" + suffix)), _message((2, "width" + suffix))]
+    return _message((1, name), (2, _message((1, _message((1, 1), (2, _message(*[(1, side) for side in sides])))))))
+
+
+def write(path, nodes, constants, channels):
+    """The reverse of read, for a net from `input` to `output` of pictures with so many channels."""
+    graph = [(1, _message(*[(1, i) for i in inputs], *[(2, o) for o in outputs], (4, operator), *[(5, _attribute_of(*a)) for a in attributes.items()]))
+             for operator, inputs, outputs, attributes in nodes]
+    graph += [(2, "net"), *[(5, _tensor_of(name, value)) for name, value in constants.items()]]
+    graph += [(11, _picture("input", channels, "")), (12, _picture("output", channels, "_out"))]
+    with open(path, "wb") as f:
+        f.write(_message((1, 7), (2, "training/onnx.py"), (7, _message(*graph)), (8, _message((1, ""), (2, 13)))))
 
 
 def _conv(x, weight, bias, attributes):
@@ -123,6 +177,15 @@ def _twice(x, attributes):
     return x
 
 
+def _along_channels(scale):
+    return scale.reshape(1, -1, 1, 1) if scale.ndim else scale
+
+
+def _rounded(x):
+    """To the nearest byte, halves to even."""
+    return np.clip(np.rint(x), 0, 255).astype(np.uint8)
+
+
 def run(graph, given):
     nodes, constants = graph
     values = dict(constants, input=given)
@@ -130,6 +193,13 @@ def run(graph, given):
         args = [values.get(name) for name in inputs]
         if operator == "Conv":
             out = _conv(args[0], args[1], args[2], attributes)
+        elif operator == "QuantizeLinear":
+            out = _rounded(args[0] / _along_channels(args[1]))
+        elif operator == "DequantizeLinear":
+            out = args[0].astype(np.float32) * _along_channels(args[1])
+        elif operator == "QLinearConv":
+            whole = _conv(args[0].astype(np.float64), args[3].astype(np.float64), args[8], attributes)
+            out = _rounded(whole * _along_channels(args[1] * args[4] / args[6]))
         elif operator == "Relu":
             out = np.maximum(args[0], 0)
         elif operator == "Add":

@@ -11,6 +11,7 @@ type sample struct {
 	Side   int         `json:"side"`   // of the picture
 	Border int         `json:"border"` // pixels of the picture, on each side, whose answers were left out
 	Step   int         `json:"step"`   // of the answer's pixels that were kept, one in so many each way
+	Within float64     `json:"within"` // how far from it an answer may be; 1e-4 where it is not said, more for a net of whole numbers
 	Planes [][]float64 `json:"planes"`
 }
 
@@ -40,7 +41,7 @@ func ours(t *testing.T) []*Model {
 	return r.Models()
 }
 
-// TestShipped runs each of our models and finds what PyTorch found, to 1e-4.
+// TestShipped runs each of our models and finds what PyTorch found.
 func TestShipped(t *testing.T) {
 	for _, m := range ours(t) {
 		text, err := shipped.ReadFile("models/" + m.Name() + ".sample")
@@ -63,7 +64,7 @@ func TestShipped(t *testing.T) {
 			continue
 		}
 		for c, want := range s.Planes {
-			if d := s.furthest(t, m, out, c, want); d > 1e-4 {
+			if d := s.furthest(t, m, out, c, want); d > max(s.Within, 1e-4) {
 				t.Errorf("%s: plane %d is up to %g from PyTorch's", m.Name(), c, d)
 			}
 		}
