@@ -36,7 +36,7 @@ def paths(folder, *sets):
     """Every picture of the named sets below folder, in a fixed order."""
     found = []
     for name in sets:
-        for extension in ("jpg", "png"):
+        for extension in ("jpg", "png", "bmp"):
             found += glob.glob(os.path.join(folder, name, "*." + extension))
     if not found:
         raise FileNotFoundError(f"no picture in {[os.path.join(folder, s) for s in sets]}")

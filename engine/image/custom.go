@@ -285,11 +285,11 @@ func (o Options) customMemory(c customConfig, task engine.Task) int64 {
 		case opBackground:
 			extra = max(extra, matteMemory)
 		case opDenoise:
-			extra = max(extra, denoiseFilter().memory()+o.netMemory(neural.Denoise))
+			extra = max(extra, o.cleanerFilter(neural.Denoise).memory()+o.netMemory(neural.Denoise))
 		case opSharpen:
 			extra = max(extra, filter{margin: deconvolutionRadiusMost, scratchBytes: deconvolutionBytes}.memory()+o.netMemory(neural.Deblur))
 		case opRestore:
-			extra = max(extra, restoreMemory()+o.netMemory(neural.Restore))
+			extra = max(extra, o.restoreMemory()+o.netMemory(neural.Restore))
 		case opResize, opFit, opUpscale:
 			extra = max(extra, resizeMemory())
 		}

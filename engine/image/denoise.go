@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"slices"
 
 	"enlarger/engine"
 	"enlarger/engine/neural"
@@ -27,7 +28,7 @@ func denoiseTool(o Options) engine.Tool {
 		Fits:    fits,
 		Measure: o.Measure,
 		Memory: func(c denoiseConfig, task engine.Task) int64 {
-			return o.filterMemory(task, denoiseFilter()) + o.netMemory(neural.Denoise) + o.facesMemory(c.FaceEnhance)
+			return o.filterMemory(task, o.cleanerFilter(neural.Denoise)) + o.netMemory(neural.Denoise) + o.facesMemory(c.FaceEnhance)
 		},
 		Process: o.denoise,
 	})
@@ -66,24 +67,99 @@ func (o Options) denoising(source *picture, noise noiseModel) prepared {
 		facts["method"] = "none"
 		return prepared{facts: facts}
 	}
-	if m := o.net(neural.Denoise, 1); m != nil {
-		facts["method"], facts["model"] = "neural", m.Name()
-		level, grey := float32(math.Sqrt(float64(noise.meanSquare(source.grey)))), source.grey
-		margin := m.Overlap()
-		return prepared{facts: facts, filter: filter{margin: margin, scratchBytes: netBytes, apply: func(ctx context.Context, _ int, p *patch) error {
-			return netPatch(ctx, m, p, margin, grey, level)
-		}}}
-	}
-	facts["method"] = "bm3d"
-	if noise.fine < 1 {
+	c := o.cleaner(neural.Denoise, source, noise)
+	c.describe(facts)
+	if c.own != nil && noise.fine < 1 {
 		facts["noise_fine"] = hundredths(noise.fine)
 	}
-	d := newDenoiser(source.raster, noise)
-	return prepared{facts: facts, filter: d.filter()}
+	f := c.filter()
+	f.apply = func(ctx context.Context, worker int, p *patch) error { return c.apply(ctx, worker, p, f.margin) }
+	return prepared{facts: facts, filter: f}
 }
 
-// netBytes is what netPatch takes beside the patch in bytes for a pixel: its input where alpha is taken out, and its output.
-const netBytes = 4 * 6
+// cleaner removes noise, or what stands for it: by the picture's own similar blocks, by a model, or by the mean of the two. The two err
+// differently, the one where a picture does not repeat itself, the other where it is unlike those learnt from, and their mean is nearer
+// than either: internal and external denoising, combined (Mosseri, Zontak and Irani, ICCP 2013). Our models are small enough to gain from it;
+// an operator's works alone.
+type cleaner struct {
+	own   *denoiser
+	net   *neural.Model
+	level float32 // of the noise, for a model that is told
+	grey  bool
+}
+
+func (o Options) cleaner(task neural.Task, source *picture, noise noiseModel) *cleaner {
+	c := &cleaner{net: o.net(task, 1), level: float32(math.Sqrt(float64(noise.meanSquare(source.grey)))), grey: source.grey}
+	if c.net == nil || c.net.Shipped() {
+		c.own = newDenoiser(source.raster, noise)
+	}
+	return c
+}
+
+// describe says in the job's output what does the work.
+func (c *cleaner) describe(facts map[string]any) {
+	switch {
+	case c.net == nil:
+		facts["method"] = "bm3d"
+	case c.own == nil:
+		facts["method"], facts["model"] = "neural", c.net.Name()
+	default:
+		facts["method"], facts["model"] = "bm3d+neural", c.net.Name()
+	}
+}
+
+// filter is a cleaner's filter without what it does, which is to be given the margin.
+func (c *cleaner) filter() filter {
+	var f filter
+	if c.own != nil {
+		f = denoiseFilter()
+	}
+	if c.net != nil {
+		f.margin = max(f.margin, c.net.Overlap())
+		f.scratchBytes += netBytes
+	}
+	return f
+}
+
+// cleanerFilter is that of the cleaner that a picture will get, for its memory.
+func (o Options) cleanerFilter(task neural.Task) filter {
+	c := &cleaner{net: o.net(task, 1)}
+	if c.net == nil || c.net.Shipped() {
+		c.own = new(denoiser)
+	}
+	return c.filter()
+}
+
+// apply cleans a patch.
+func (c *cleaner) apply(ctx context.Context, worker int, p *patch, margin int) error {
+	if c.net == nil {
+		return c.own.apply(ctx, &c.own.scratch[worker], p, margin)
+	}
+	if c.own == nil {
+		return netPatch(ctx, c.net, p, margin, c.grey, c.level)
+	}
+	learnt := *p
+	for i := range 3 {
+		learnt.planes[i] = slices.Clone(p.planes[i])
+	}
+	if err := netPatch(ctx, c.net, &learnt, margin, c.grey, c.level); err != nil {
+		return err
+	}
+	if err := c.own.apply(ctx, &c.own.scratch[worker], p, margin); err != nil {
+		return err
+	}
+	for i := range 3 {
+		plane := p.planes[i]
+		for k, v := range learnt.planes[i][:len(plane)] {
+			plane[k] = (plane[k] + v) / 2
+		}
+	}
+	return nil
+}
+
+// netBytes is what netPatch takes beside the patch in bytes for a pixel: its input where alpha is taken out, its output, and the planes
+// that it changes where they are not the patch's.
+const netBytes = 4 * 9
 
 func hundredths(v float32) float64 { return math.Round(float64(v)*100) / 100 }
 

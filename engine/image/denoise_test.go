@@ -2,11 +2,14 @@ package image
 
 import (
 	"bytes"
+	"context"
 	"image"
 	"image/jpeg"
 	"math"
 	"math/rand/v2"
 	"testing"
+
+	"enlarger/engine/neural"
 )
 
 // striped is a scene with fine stripes in its left half, which a bad estimate takes for noise.
@@ -163,5 +166,30 @@ func TestNoiseBehindJPEG(t *testing.T) {
 	t.Logf("%.2f dB -> %.2f dB, %v", before, after, out.Facts)
 	if after < before+2 {
 		t.Errorf("%.2f dB became %.2f dB, %v", before, after, out.Facts)
+	}
+}
+
+// TestDenoiseTwoWays holds the mean of our model and of BM3D against each of them, and looks for seams in it.
+func TestDenoiseTwoWays(t *testing.T) {
+	t.Parallel()
+	ours := models(t, nil)
+	clean := scene(230, 170)
+	noisy := grainy(clean, 25, 8)
+	out, got := job{tool: "denoise", format: "png", options: Options{Neural: ours}}.must(t, pngBytes(t, noisy))
+	if out.Facts["method"] != "bm3d+neural" || out.Facts["model"] != ours.Find(neural.Denoise, 1).Name() {
+		t.Errorf("facts = %v", out.Facts)
+	}
+	source := laidOut(noisy)
+	c := Options{Neural: ours}.cleaner(neural.Denoise, &picture{raster: source}, noiseModel{luma: 25.0 / 255, chroma: 25.0 / 255})
+	f := c.filter()
+	f.apply = func(ctx context.Context, worker int, p *patch) error { return c.apply(ctx, worker, p, f.margin) }
+	if most := seamless(t, source, f); most > 0.5 {
+		t.Errorf("squares and the whole differ by %.2f codes", most)
+	}
+	_, plain := job{tool: "denoise", format: "png"}.must(t, pngBytes(t, noisy))
+	both, alone := psnr(t, clean, got), psnr(t, clean, plain)
+	t.Logf("%.2f dB; by BM3D alone %.2f dB", both, alone)
+	if both < alone {
+		t.Errorf("%.2f dB by both, %.2f dB by BM3D alone", both, alone)
 	}
 }

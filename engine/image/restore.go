@@ -26,15 +26,15 @@ func restoreTool(o Options) engine.Tool {
 		Fits:    fits,
 		Measure: o.Measure,
 		Memory: func(c restoreConfig, task engine.Task) int64 {
-			return o.memory(task) + restoreMemory() + o.netMemory(neural.Restore) + o.facesMemory(c.FaceEnhance)
+			return o.memory(task) + o.restoreMemory() + o.netMemory(neural.Restore) + o.facesMemory(c.FaceEnhance)
 		},
 		Process: o.restore,
 	})
 }
 
 // restoreMemory is what restoring takes beside decoding and encoding.
-func restoreMemory() int64 {
-	f := denoiseFilter()
+func (o Options) restoreMemory() int64 {
+	f := o.cleanerFilter(neural.Restore)
 	f.margin, f.scratchBytes = restoreMarginMost, f.scratchBytes+deconvolutionBytes
 	const looking = 16 * scratchPixels * 4 // the reduced picture and what is found on it
 	return f.memory() + looking
@@ -55,9 +55,7 @@ func (o Options) restore(ctx context.Context, c restoreConfig, task engine.Task)
 // restoration is what is wrong with a picture and what is done about it, in the order of the fields; nil is nothing.
 type restoration struct {
 	scratches *scratches
-	denoise   *denoiser
-	net       *neural.Model
-	level     float32
+	clean     *cleaner
 	sharpen   *deconvolution
 	tone      *tone
 
@@ -96,10 +94,7 @@ func (o Options) restoring(ctx context.Context, source *picture, path string) (*
 		r.steps = append(r.steps, "noise")
 	}
 	if noisy || artefacts.luma > 0 {
-		r.level = float32(math.Sqrt(float64(total.meanSquare(source.grey))))
-		if r.net = o.net(neural.Restore, 1); r.net == nil {
-			r.denoise = newDenoiser(source.raster, total)
-		}
+		r.clean = o.cleaner(neural.Restore, source, total)
 	}
 	blur, err := measureBlur(ctx, source.raster, total.bright(source.grey))
 	if err != nil {
@@ -175,10 +170,8 @@ const restoreMarginMost = scratchReachMost + 48 + deconvolutionRadiusMost
 // prepared makes the filter of the steps.
 func (r *restoration) prepared() prepared {
 	switch {
-	case r.net != nil:
-		r.facts["method"], r.facts["model"] = "neural", r.net.Name()
-	case r.denoise != nil:
-		r.facts["method"] = "bm3d"
+	case r.clean != nil:
+		r.clean.describe(r.facts)
 	case len(r.steps) > 0:
 		r.facts["method"] = "classical"
 	default:
@@ -192,12 +185,8 @@ func (r *restoration) prepared() prepared {
 	}
 	margin := inner
 	f := filter{scratchBytes: deconvolutionBytes}
-	switch {
-	case r.net != nil:
-		margin += r.net.Overlap()
-		f.scratchBytes += netBytes
-	case r.denoise != nil:
-		clean := denoiseFilter()
+	if r.clean != nil {
+		clean := r.clean.filter()
 		margin += clean.margin
 		f.scratchBytes += clean.scratchBytes
 		f.square = clean.square
@@ -217,13 +206,8 @@ func (r *restoration) apply(ctx context.Context, worker int, p *patch, margin in
 	if r.scratches != nil {
 		r.scratches.fill(p)
 	}
-	switch {
-	case r.net != nil:
-		if err := netPatch(ctx, r.net, p, margin, r.grey, r.level); err != nil {
-			return err
-		}
-	case r.denoise != nil:
-		if err := r.denoise.apply(ctx, &r.denoise.scratch[worker], p, margin); err != nil {
+	if r.clean != nil {
+		if err := r.clean.apply(ctx, worker, p, margin); err != nil {
 			return err
 		}
 	}

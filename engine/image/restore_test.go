@@ -238,7 +238,7 @@ func TestRestoreHasNoSeams(t *testing.T) {
 	}
 	r.scratches.fit(230, 180)
 	noise := noiseModel{luma: 9.0 / 255, chroma: 9.0 / 255}
-	r.denoise = newDenoiser(source, noise)
+	r.clean = &cleaner{own: newDenoiser(source, noise)}
 	r.sharpen = newDeconvolution(1, noise, false)
 	_, faded := fadedPhoto(230, 180)
 	small, err := patchOf(laidOut(faded), 0, 0, 230, 180)

@@ -141,7 +141,7 @@ func TestShippedKeepsFlatColours(t *testing.T) {
 			for c, plane := range out.Planes {
 				for _, v := range plane {
 					// What is beyond black and white is cut off afterwards.
-					if d := 255 * math.Abs(float64(min(max(v, 0), 1)-colour[c])); d > 1.5 {
+					if d := 255 * math.Abs(float64(min(max(v, 0), 1)-colour[c])); d > 2 {
 						t.Errorf("%s: %v becomes %v in plane %d, %.2f codes off", m.Name(), colour, v, c, d)
 						break
 					}
