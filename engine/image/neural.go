@@ -249,10 +249,12 @@ func (o Options) netUpscalerFor(ctx context.Context, scale int, input string, so
 	return n, nil
 }
 
+// photo is the variant of models for rough sources.
+const photo = "photo"
+
 // photoUpscaler finds models for rough sources. What the one for photos leaves is clean, so where it does not make the whole scale, those
 // for clean pictures go on. It is nil when there is no such model.
 func (o Options) photoUpscaler(scale int) *netUpscaler {
-	const photo = "photo"
 	for step := scale; step >= 2; step /= 2 {
 		m := o.net(neural.Upscale, step, photo)
 		if m == nil || m.Variant() != photo {

@@ -62,7 +62,7 @@ func (o Options) upscale(ctx context.Context, c upscaleConfig, task engine.Task)
 	how, err := o.enlarger(ctx, c.Scale, task.Input, source)
 	var faces faceResult
 	if err == nil && c.FaceEnhance {
-		faces, err = o.restoreFaces(ctx, faceJob{source: source.raster, scale: c.Scale, quality: source.codingQuality(task.Input), enlarge: how.band})
+		faces, err = o.restoreFaces(ctx, faceJob{source: source.raster, scale: c.Scale, quality: source.codingQuality(task.Input), enlarge: how.band, enlargeClean: how.bandClean})
 		out.overlays = faces.overlays
 	}
 	var result engine.Output
@@ -104,6 +104,8 @@ type enlarger struct {
 	rows func(stride, width, height int) int
 	// band makes the output rows from y as far as out reaches.
 	band func(ctx context.Context, src *raster, y int, out []byte, deep bool) error
+	// bandClean is, where band is for rough sources, that for clean ones.
+	bandClean func(ctx context.Context, src *raster, y int, out []byte, deep bool) error
 }
 
 // enlarger chooses by what is measured of the source: models where there are some that help, or else the classical method.
@@ -113,10 +115,16 @@ func (o Options) enlarger(ctx context.Context, scale int, input string, source *
 		return enlarger{}, err
 	}
 	if n != nil {
-		return enlarger{
+		how := enlarger{
 			scale: scale, method: "neural", model: n.name(), strength: hundredths(n.strength), band: n.band,
 			rows: func(_, width, height int) int { return n.rows(width, height) * scale },
-		}, nil
+		}
+		if n.models[0].Variant() == photo {
+			if clean := o.netUpscaler(scale, "quality", "fast"); clean.models[0] != n.models[0] {
+				how.bandClean = clean.band
+			}
+		}
+		return how, nil
 	}
 	u, tiles := newUpscaler(scale), make([]tile, processors())
 	return enlarger{
